@@ -1,0 +1,1 @@
+//! The public HTTP contract: bodies, error body, state names, conversion to model.

@@ -1,0 +1,3 @@
+//! The command line: a client of the public API like any other.
+
+fn main() {}

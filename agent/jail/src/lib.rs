@@ -1,0 +1,1 @@
+//! What the host lends one microVM: cgroup, run folder, the VMM process.

@@ -1,0 +1,18 @@
+//! The nouns: ids, units, specs, states, secrets. No I/O, no clock, no async.
+#![forbid(unsafe_code)]
+
+pub mod digest;
+pub mod group;
+pub mod id;
+pub mod lifecycle;
+pub mod sandbox;
+pub mod secret;
+pub mod unit;
+
+pub use digest::Digest;
+pub use group::GroupKey;
+pub use id::{DiskImageId, SandboxId};
+pub use lifecycle::{Event, State};
+pub use sandbox::{Resources, SandboxSpec};
+pub use secret::Secret;
+pub use unit::{Mib, MilliCpu};

@@ -1,0 +1,1 @@
+//! Admission of CPU, memory and disk on one node.

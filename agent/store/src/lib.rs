@@ -1,0 +1,1 @@
+//! Durable records. The only crate that knows how they lie on disk.

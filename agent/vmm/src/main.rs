@@ -1,0 +1,3 @@
+//! One process, one microVM: KVM, virtio, threads; no tokio.
+
+fn main() {}

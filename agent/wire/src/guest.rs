@@ -1,0 +1,158 @@
+//! RPC with PID 1 of the microVM, over vsock. One connection per request: the host sends one
+//! [`Request`], the guest answers with a stream of [`Output`] frames and closes. What the host
+//! sends after the request is [`Input`].
+//!
+//! The guest is hostile: the host caps frames, counts and time, and believes no length.
+
+use serde::{Deserialize, Serialize};
+
+/// vsock port PID 1 listens on.
+pub const RPC_PORT: u32 = 1024;
+
+/// First frame of a connection, host to guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    pub version: u16,
+    pub call: Call,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Call {
+    /// Answered by [`Output::Info`].
+    Info,
+    /// Sent once after boot, before anything else: settings of the image and the sandbox. Answered
+    /// by [`Output::Done`] when the root is joined and the entrypoint, if any, has been started.
+    Start(Start),
+    /// Answered by [`Output::Started`], any number of Stdout and Stderr, then one
+    /// [`Output::Exited`]; or by [`Output::Failed`].
+    Exec(Exec),
+    /// Answered by [`Output::File`], then [`Output::Data`]…, then [`Output::Done`].
+    ReadFile { path: String },
+    /// Followed by [`Input::Data`]… and [`Input::End`]. Written beside and renamed into place.
+    /// Answered by [`Output::Done`].
+    WriteFile { path: String, mode: Option<u32>, create_dirs: bool },
+    /// Answered by [`Output::Processes`].
+    Processes,
+    /// Stop the workload (SIGTERM, then SIGKILL after the grace), sync, power off. Answered by
+    /// [`Output::Done`] before the power goes.
+    PowerOff { grace_ms: u32 },
+}
+
+/// What a sandbox runs with unless an exec says otherwise.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    pub host_name: String,
+    /// Entrypoint and cmd joined. Empty: nothing is started.
+    pub argv: Vec<String>,
+    pub env: Vec<(String, String)>,
+    /// Made if it is missing. Empty: `/`.
+    pub cwd: String,
+    /// `user`, `uid`, `user:group`, `uid:gid` as in the OCI image config. Empty: root.
+    pub user: String,
+    /// Name of the signal that stops the entrypoint. Empty: SIGTERM.
+    pub stop_signal: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    pub command: Command,
+    /// Added to the sandbox's environment; the same name replaces.
+    pub env: Vec<(String, String)>,
+    /// `None`: the sandbox's.
+    pub cwd: Option<String>,
+    /// `None`: the sandbox's.
+    pub user: Option<String>,
+    /// False: stdin is /dev/null. True: [`Input::Data`] until [`Input::End`].
+    pub stdin: bool,
+    /// The whole process group is killed after this. `None`: no limit.
+    pub timeout_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Run as given; the first is looked up in the sandbox's PATH.
+    Argv(Vec<String>),
+    /// Run by `/bin/sh -c`.
+    Shell(String),
+    /// The image's entrypoint followed by these.
+    Entrypoint(Vec<String>),
+}
+
+/// Host to guest, after the request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Input {
+    Data(Vec<u8>),
+    /// No more data: stdin is closed, the file is complete.
+    End,
+    /// To the exec's process group. A closed connection is SIGKILL.
+    Signal(i32),
+}
+
+/// Guest to host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Output {
+    Info(Info),
+    Started { pid: u32 },
+    Stdout(Vec<u8>),
+    Stderr(Vec<u8>),
+    Exited(Exited),
+    File { size: u64, mode: u32 },
+    Data(Vec<u8>),
+    Processes(Vec<Process>),
+    Done,
+    Failed(Failure),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exited {
+    Code(i32),
+    Signal(i32),
+    /// Killed because `timeout_ms` was over.
+    TimedOut,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Info {
+    pub version: u16,
+    /// Release of the guest's kernel.
+    pub kernel: String,
+    /// Nanoseconds of the guest's monotonic clock when PID 1 began to serve.
+    pub ready_ns: u64,
+    pub memory_total_bytes: u64,
+    pub memory_available_bytes: u64,
+    pub disk_total_bytes: u64,
+    pub disk_available_bytes: u64,
+    /// The entrypoint's state: `None` if none was started or it runs still.
+    pub entrypoint_exited: Option<Exited>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    pub pid: u32,
+    pub parent: u32,
+    pub name: String,
+}
+
+/// Why a call did nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub kind: FailureKind,
+    /// Names the thing and the reason: `cannot run "nope": no such file in PATH`.
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// The command, file, user or folder does not exist.
+    NotFound,
+    /// It exists and cannot be run, read or written.
+    Denied,
+    /// The request makes no sense (empty argv, NUL in a name, a folder where a file is needed).
+    Invalid,
+    /// Memory, disk, processes or descriptors of the sandbox are used up.
+    Exhausted,
+    /// `Start` was not sent yet, or was sent twice.
+    WrongState,
+    /// PID 1's own failure.
+    Internal,
+}

@@ -1,0 +1,12 @@
+//! Bytes between our own processes: one framing, and the messages of VMM control, guest RPC and
+//! image conversion. No sockets and no async here: callers bring the bytes.
+#![forbid(unsafe_code)]
+
+pub mod convert;
+pub mod frame;
+pub mod guest;
+pub mod vmm;
+
+/// Version of every message in this crate, sent in the first message of a connection. Both ends
+/// ship together; a guest resumed from an older snapshot is the one peer that may differ.
+pub const WIRE_VERSION: u16 = 1;

@@ -1,0 +1,199 @@
+//! Control of one VMM process: its configuration, read once from an inherited fd, and the messages
+//! on its control socket.
+//!
+//! Every resource is an fd the VMM inherited; the configuration names them by number. The control
+//! socket is an inherited *listening* Unix stream socket: an agent that restarts connects anew. A
+//! new connection replaces the one before it.
+
+use serde::{Deserialize, Serialize};
+
+/// Number of the fd from which a VMM reads its one [`Config`] frame at start.
+pub const CONFIG_FD: i32 = 3;
+
+/// vsock port to which PID 1 of the guest connects, on host CID 2, once it serves
+/// [`crate::guest::RPC_PORT`]. The VMM answers with a reset and sends [`Event::GuestReady`]: the
+/// connection attempt is the whole message, so nothing of the guest's is parsed.
+pub const READY_PORT: u32 = 1025;
+
+/// The guest's vsock address. 2 is the host.
+pub const GUEST_CID: u64 = 3;
+
+/// What one microVM is made of. Sent as the one frame on [`CONFIG_FD`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    pub version: u16,
+    /// vCPU threads, 1 to 32.
+    pub vcpus: u8,
+    /// Guest memory in MiB, at least 64; the memfd must have this size.
+    pub memory_mib: u32,
+    pub memory_fd: i32,
+    pub kvm_fd: i32,
+    /// Uncompressed ELF kernel with a PVH note.
+    pub kernel_fd: i32,
+    pub initramfs_fd: i32,
+    /// Kernel command line, at most 2047 bytes, without NUL.
+    pub command_line: String,
+    /// Listening Unix stream socket for [`ToVmm`] and [`ToAgent`] frames.
+    pub control_fd: i32,
+    /// Listening Unix stream socket through which the host reaches guest ports: the client sends
+    /// `CONNECT <port>\n`, the VMM answers `OK <port>\n` and then relays bytes, or closes.
+    pub vsock_fd: i32,
+    pub serial: Serial,
+    /// virtio-blk devices in the order the guest sees them (`vda`, `vdb`, …).
+    pub disks: Vec<Disk>,
+}
+
+/// The serial port's log: output only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serial {
+    /// Opened for appending.
+    pub log_fd: i32,
+    /// Bytes after which output is dropped (a last line says so).
+    pub bytes_max: u64,
+}
+
+/// One virtio-blk device: segments laid end to end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// At most 20 bytes of ASCII, given to the guest as the device's serial number.
+    pub name: String,
+    pub read_only: bool,
+    /// At least one; a writable disk has exactly one.
+    pub segments: Vec<Segment>,
+}
+
+/// A regular file shown as part of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    pub fd: i32,
+    /// Length shown to the guest, a multiple of 4096 and not over the file's length.
+    pub bytes: u64,
+}
+
+/// Agent to VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToVmm {
+    /// First message of a connection. Answered by [`Reply::Hello`].
+    Hello { version: u16 },
+    /// Load the kernel and start the vCPUs. Asked twice it is answered [`Reply::Refused`].
+    Boot,
+    /// Stop the vCPUs and drain the devices.
+    Pause,
+    Resume,
+    Stats,
+    /// End this process at once, without asking the guest. Answered, then [`Event::Exited`].
+    Kill,
+}
+
+/// VMM to agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToAgent {
+    /// Answers come in the order of the requests.
+    Reply(Reply),
+    Event(Event),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// What an agent that connects late must know.
+    Hello { version: u16, phase: Phase },
+    Done,
+    Stats(Stats),
+    /// The request does not fit the phase, or failed; the VMM goes on as it was.
+    Refused { reason: String },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Configured, not booted.
+    Waiting,
+    /// Booted; PID 1 has not reported.
+    Booting,
+    /// PID 1 serves.
+    Ready,
+    Paused,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    GuestReady,
+    /// A device was stopped because the guest broke its protocol. The microVM goes on.
+    DeviceStopped { device: String, reason: String },
+    /// Last message of the VMM; its exit code is [`Exit::code`].
+    Exited(Exit),
+}
+
+/// Why a microVM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exit {
+    PowerOff,
+    Reset,
+    GuestPanic,
+    /// The guest did what cannot be carried on from (triple fault, failed entry).
+    GuestFault(String),
+    /// The agent asked.
+    Killed,
+    /// Our side failed.
+    VmmError(String),
+}
+
+impl Exit {
+    /// Exit code of the VMM process, for whoever only sees its wait status.
+    pub const fn code(&self) -> u8 {
+        match self {
+            Self::PowerOff => 0,
+            Self::VmmError(_) => 1,
+            Self::Reset => 10,
+            Self::GuestPanic => 11,
+            Self::GuestFault(_) => 12,
+            Self::Killed => 13,
+        }
+    }
+
+    /// What a wait status says when the VMM's last message was not received. `None`: not one of
+    /// ours.
+    pub fn from_code(code: i32) -> Option<Self> {
+        Some(match code {
+            0 => Self::PowerOff,
+            1 => Self::VmmError("see the VMM's log".to_owned()),
+            10 => Self::Reset,
+            11 => Self::GuestPanic,
+            12 => Self::GuestFault("see the VMM's log".to_owned()),
+            13 => Self::Killed,
+            _ => return None,
+        })
+    }
+}
+
+/// Counters since the VMM started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// VM exits to user space, all vCPUs.
+    pub exits: Exits,
+    pub disks: Vec<DiskStats>,
+    pub vsock_rx_bytes: u64,
+    pub vsock_tx_bytes: u64,
+    /// Bytes of serial output, dropped ones included.
+    pub serial_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exits {
+    pub mmio: u64,
+    pub port_io: u64,
+    pub other: u64,
+}
+
+impl Exits {
+    pub const fn total(&self) -> u64 {
+        self.mmio + self.port_io + self.other
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStats {
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+    pub requests: u64,
+    pub errors: u64,
+}

@@ -1,0 +1,3 @@
+//! One unprivileged process a pull, around oci and rootfs.
+
+fn main() {}

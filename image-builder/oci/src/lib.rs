@@ -1,0 +1,1 @@
+//! OCI images: pull by digest, verify, keep layers.

@@ -1,0 +1,3 @@
+//! Assembles the host image: root file system, boot image, partitions.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Writes cpio archives, and lists what goes into each initramfs.

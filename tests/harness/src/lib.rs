@@ -1,0 +1,1 @@
+//! Boots the host image and speaks the public API to it.
