@@ -20,7 +20,11 @@ fn parse(s: &str) -> Result<Box<str>, BadId> {
 /// Makes an id's text of random bytes. The caller brings the randomness.
 fn from_random(random: [u8; ID_BYTES]) -> Box<str> {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz012345";
-    random.iter().map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect::<String>().into()
+    random
+        .iter()
+        .map(|byte| char::from(ALPHABET[usize::from(byte % 32)]))
+        .collect::<String>()
+        .into()
 }
 
 macro_rules! id {
@@ -99,7 +103,8 @@ mod tests {
 
     #[test]
     fn nothing_that_could_leave_a_folder_is_an_id() {
-        let cases = ["", "..", "../../../etc/passwd", "aaaaaaaaaaaaaaaaaaa/", "aaaaaaaaaaaaaaaaaaaaa"];
+        let cases =
+            ["", "..", "../../../etc/passwd", "aaaaaaaaaaaaaaaaaaa/", "aaaaaaaaaaaaaaaaaaaaa"];
         for text in cases {
             assert!(text.parse::<SandboxId>().is_err(), "{text}");
         }

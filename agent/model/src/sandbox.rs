@@ -26,8 +26,7 @@ pub enum BadResources {
 
 impl Resources {
     /// Tier M: 1 CPU, 2 GiB of memory, 20 GiB of disk.
-    pub const DEFAULT: Self =
-        Self { cpu: MilliCpu(1000), memory: Mib(2048), disk: Mib(20 * 1024) };
+    pub const DEFAULT: Self = Self { cpu: MilliCpu(1000), memory: Mib(2048), disk: Mib(20 * 1024) };
 
     /// Checks the amounts against the tiers: memory at most 2 GiB a core, disk at most 20 GiB a
     /// core and never less allowed than 20 GiB.
@@ -83,7 +82,8 @@ mod tests {
 
     #[test]
     fn every_tier_fits_and_has_its_vcpus() {
-        let tiers = [(250, 512, 1), (500, 1024, 1), (1000, 2048, 1), (2000, 4096, 2), (4000, 8192, 4)];
+        let tiers =
+            [(250, 512, 1), (500, 1024, 1), (1000, 2048, 1), (2000, 4096, 2), (4000, 8192, 4)];
         for (cpu, memory, vcpus) in tiers {
             let resources = Resources::new(MilliCpu(cpu), Mib(memory), None).unwrap();
             assert_eq!(resources.vcpus(), vcpus, "cpu {cpu}");

@@ -64,7 +64,11 @@ impl FromStr for MilliCpu {
         }
         let whole: u32 = whole.parse().map_err(|_| bad())?;
         let fraction: u32 = format!("{fraction:0<3}").parse().map_err(|_| bad())?;
-        whole.checked_mul(1000).and_then(|milli| milli.checked_add(fraction)).map(Self).ok_or_else(bad)
+        whole
+            .checked_mul(1000)
+            .and_then(|milli| milli.checked_add(fraction))
+            .map(Self)
+            .ok_or_else(bad)
     }
 }
 

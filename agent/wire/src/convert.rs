@@ -56,7 +56,9 @@ pub enum Report {
     /// At most a few a second.
     Progress(Progress),
     /// The image with this manifest digest (`sha256:…`) is in the store, durable.
-    Done { digest: String },
+    Done {
+        digest: String,
+    },
     Failed(Failure),
 }
 

@@ -74,7 +74,9 @@ pub struct Segment {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToVmm {
     /// First message of a connection. Answered by [`Reply::Hello`].
-    Hello { version: u16 },
+    Hello {
+        version: u16,
+    },
     /// Load the kernel and start the vCPUs. Asked twice it is answered [`Reply::Refused`].
     Boot,
     /// Stop the vCPUs and drain the devices.
@@ -96,11 +98,16 @@ pub enum ToAgent {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// What an agent that connects late must know.
-    Hello { version: u16, phase: Phase },
+    Hello {
+        version: u16,
+        phase: Phase,
+    },
     Done,
     Stats(Stats),
     /// The request does not fit the phase, or failed; the VMM goes on as it was.
-    Refused { reason: String },
+    Refused {
+        reason: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,7 +125,10 @@ pub enum Phase {
 pub enum Event {
     GuestReady,
     /// A device was stopped because the guest broke its protocol. The microVM goes on.
-    DeviceStopped { device: String, reason: String },
+    DeviceStopped {
+        device: String,
+        reason: String,
+    },
     /// Last message of the VMM; its exit code is [`Exit::code`].
     Exited(Exit),
 }
