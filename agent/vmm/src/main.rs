@@ -1,3 +1,6 @@
-//! One process, one microVM: KVM, virtio, threads; no tokio.
+//! The VMM program. Its configuration and every resource come by inherited fd; see
+//! `holdfast_wire::vmm`.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    holdfast_vmm::run()
+}

@@ -1,0 +1,50 @@
+//! What the virtual machine lends its devices while they are being made: interrupt lines and
+//! doorbells. A trait, so that device tests run without KVM.
+
+use vmm_sys_util::eventfd::EventFd;
+
+/// First interrupt line given to a device. Lines below belong to the serial port and to ACPI.
+pub(crate) const DEVICE_GSI_FIRST: u32 = 5;
+/// Last line of the one in-kernel IOAPIC.
+pub(crate) const DEVICE_GSI_LAST: u32 = 23;
+
+/// Start of the devices' windows, inside the gap that guest memory leaves at 3 to 4 GiB.
+pub(crate) const DEVICE_WINDOWS_BASE: u64 = 0xd000_0000;
+/// Bytes of one device's window: registers and configuration of virtio over MMIO.
+pub(crate) const DEVICE_WINDOW_BYTES: u64 = 0x1000;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WiringError {
+    #[error("all interrupt lines {DEVICE_GSI_FIRST} to {DEVICE_GSI_LAST} are taken")]
+    NoLineLeft,
+    #[error("no eventfd to be had")]
+    EventFd(#[source] std::io::Error),
+    #[error("KVM did not take the eventfd for interrupt line {gsi}")]
+    Interrupt {
+        gsi: u32,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("KVM did not take the eventfd for address {address:#x}")]
+    Doorbell {
+        address: u64,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// One interrupt line: writing to the eventfd raises it (edge-triggered).
+pub(crate) struct Line {
+    pub(crate) gsi: u32,
+    pub(crate) irqfd: EventFd,
+}
+
+/// Lends interrupt lines and doorbells.
+pub(crate) trait Wiring {
+    /// The next free interrupt line.
+    fn interrupt(&mut self) -> Result<Line, WiringError>;
+
+    /// An eventfd that KVM signals, without an exit to us, when the guest writes the `u32`
+    /// `value` at `address`.
+    fn doorbell(&mut self, address: u64, value: u32) -> Result<EventFd, WiringError>;
+}
