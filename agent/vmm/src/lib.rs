@@ -3,6 +3,8 @@
 
 mod devices;
 mod event;
+mod inherited;
+mod sys;
 mod vm;
 
 /// Runs the VMM to its end and says how it ended.

@@ -4,6 +4,7 @@ use holdfast_wire::vmm::{Config, DiskStats};
 
 use crate::{
     event::EventSender,
+    inherited::{FdError, InheritedFds},
     vm::{
         Memory,
         wiring::{Wiring, WiringError},
@@ -12,6 +13,8 @@ use crate::{
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DeviceError {
+    #[error(transparent)]
+    Fd(#[from] FdError),
     #[error("device {device} cannot be connected")]
     Wiring {
         device: String,
@@ -36,6 +39,7 @@ pub(crate) struct DeviceSet {
 impl DeviceSet {
     pub(crate) fn new(
         _config: &Config,
+        _fds: &mut InheritedFds,
         _memory: Memory,
         _wiring: &mut dyn Wiring,
         _events: EventSender,
