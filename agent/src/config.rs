@@ -1,0 +1,300 @@
+//! The one configuration of the daemon, from one TOML file. Defaults live here only; every key is
+//! described in `docs/config.md`, which a test holds against this file.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use fs_err as fs;
+use holdfast_model::Secret;
+use serde::{Deserialize, Serialize};
+
+/// Where the configuration is looked for when no `--config` is given. A missing file means
+/// defaults.
+pub const DEFAULT_PATH: &str = "/var/lib/holdfast/config.toml";
+
+/// Shortest admin token taken from the configuration: shorter ones can be guessed.
+const ADMIN_TOKEN_BYTES_MIN: usize = 16;
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub api: Api,
+    pub paths: Paths,
+    pub capacity: Capacity,
+    pub registries: Registries,
+    pub images: Images,
+    pub limits: Limits,
+}
+
+/// The public listener.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Api {
+    pub listen: SocketAddr,
+    /// Names and addresses added to the node's certificate besides the ones found on the node.
+    pub server_names: Vec<String>,
+    /// `None`: one is made at first boot and left in `admin-token` in the state folder.
+    #[serde(skip_serializing)]
+    pub admin_token: Option<Secret>,
+}
+
+/// Folders and programs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Paths {
+    pub state: PathBuf,
+    pub run: PathBuf,
+    /// Read-only image store that came with the host image; may be missing.
+    pub baked_images: PathBuf,
+    pub vmm: PathBuf,
+    pub convert: PathBuf,
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+}
+
+/// What the scheduler may give away, as factors of what the node has.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Capacity {
+    pub memory_factor: f64,
+    pub cpu_factor: f64,
+    /// MiB of memory kept for the host itself.
+    pub host_memory_mib: u32,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Registries {
+    /// `host[:port]` spoken to over plain http; loopback ones always may be.
+    pub plain_http: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Images {
+    /// Percent of the state file system in use above which unreferenced images are removed. 0 turns
+    /// this off.
+    pub gc_above_percent: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Open connections to the API. More wait in the kernel's queue.
+    pub connections_max: u32,
+    /// Sandboxes on this node, in whatever state.
+    pub sandboxes_max: u32,
+    /// MiB of one file written through the API.
+    pub file_mib_max: u32,
+    /// MiB of one imported image archive.
+    pub archive_mib_max: u32,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 8443)),
+            server_names: Vec::new(),
+            admin_token: None,
+        }
+    }
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self {
+            state: "/var/lib/holdfast".into(),
+            run: "/run/holdfast".into(),
+            baked_images: "/usr/share/holdfast/images".into(),
+            vmm: "/usr/lib/holdfast/holdfast-vmm".into(),
+            convert: "/usr/lib/holdfast/holdfast-convert".into(),
+            kernel: "/usr/lib/holdfast/guest/vmlinux".into(),
+            initramfs: "/usr/lib/holdfast/guest/initramfs.cpio".into(),
+        }
+    }
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        // Memory that is not there kills a neighbour, CPU that is not there slows one down.
+        Self { memory_factor: 1.0, cpu_factor: 4.0, host_memory_mib: 512 }
+    }
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Self { gc_above_percent: 85 }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 1024,
+            sandboxes_max: 1000,
+            file_mib_max: 1024,
+            archive_mib_max: 16 * 1024,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration")]
+    Read(#[source] std::io::Error),
+    #[error("{} is not a valid configuration: {reason}", path.display())]
+    Form { path: PathBuf, reason: String },
+    #[error("{}: {key} {problem}", path.display())]
+    Value { path: PathBuf, key: &'static str, problem: String },
+}
+
+impl ConfigError {
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Read(_) => "check that the file exists and that the daemon may read it",
+            Self::Form { .. } | Self::Value { .. } => "docs/config.md lists every key",
+        }
+    }
+}
+
+impl Config {
+    /// Reads `path`; a missing file is a configuration of defaults.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(ConfigError::Read(error)),
+        };
+        Self::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Form {
+            path: path.to_owned(),
+            reason: error.to_string().trim_end().to_owned(),
+        })?;
+        match config.problem() {
+            Some((key, problem)) => {
+                Err(ConfigError::Value { path: path.to_owned(), key, problem: problem.to_owned() })
+            }
+            None => Ok(config),
+        }
+    }
+
+    /// The first key whose value cannot be worked with, and why.
+    fn problem(&self) -> Option<(&'static str, &'static str)> {
+        let factor = |value: f64| value.is_finite() && (0.1..=100.0).contains(&value);
+        let token_fits = |token: &Secret| {
+            token.reveal().len() >= ADMIN_TOKEN_BYTES_MIN
+                && token.reveal().bytes().all(|b| b.is_ascii_graphic())
+        };
+        let name_fits = |name: &String| {
+            !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
+        };
+        let checks = [
+            (
+                "api.admin_token",
+                self.api.admin_token.as_ref().is_none_or(token_fits),
+                "must be at least 16 printable ASCII characters without spaces",
+            ),
+            (
+                "api.server_names",
+                self.api.server_names.iter().all(name_fits),
+                "must hold host names and addresses",
+            ),
+            ("paths.state", self.paths.state.is_absolute(), "must be an absolute path"),
+            ("paths.run", self.paths.run.is_absolute(), "must be an absolute path"),
+            ("capacity.memory_factor", factor(self.capacity.memory_factor), "must be 0.1 to 100"),
+            ("capacity.cpu_factor", factor(self.capacity.cpu_factor), "must be 0.1 to 100"),
+            ("images.gc_above_percent", self.images.gc_above_percent < 100, "must be 0 to 99"),
+            ("limits.connections_max", self.limits.connections_max > 0, "must be at least 1"),
+        ];
+        checks.into_iter().find(|(_, fits, _)| !fits).map(|(key, _, problem)| (key, problem))
+    }
+}
+
+impl Paths {
+    /// The writable image store.
+    pub fn images(&self) -> PathBuf {
+        self.state.join("images")
+    }
+
+    /// Disks of sandboxes, a folder each.
+    pub fn sandboxes(&self) -> PathBuf {
+        self.state.join("sandboxes")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("config.toml"))
+    }
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        assert_eq!(parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn a_missing_file_is_the_defaults() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(Config::load(&folder.path().join("none.toml")).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn a_key_or_section_that_does_not_exist_is_refused_by_name() {
+        for (text, name) in [("[api]\nlisten_on = 'x'", "listen_on"), ("[sandbox]", "sandbox")] {
+            let message = parse(text).unwrap_err().to_string();
+            assert!(message.contains(name), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_cannot_work_is_refused_by_its_key() {
+        let cases = [
+            ("[api]\nadmin_token = 'short'", "api.admin_token"),
+            ("[api]\nserver_names = ['a b']", "api.server_names"),
+            ("[paths]\nstate = 'here'", "paths.state"),
+            ("[capacity]\nmemory_factor = nan", "capacity.memory_factor"),
+            ("[capacity]\ncpu_factor = 0.0", "capacity.cpu_factor"),
+            ("[images]\ngc_above_percent = 100", "images.gc_above_percent"),
+            ("[limits]\nconnections_max = 0", "limits.connections_max"),
+        ];
+        for (text, key) in cases {
+            let message = parse(text).unwrap_err().to_string();
+            assert!(message.contains(key), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_document_names_every_key_with_its_default_and_no_other_key() {
+        let written = toml::Table::try_from(Config::default()).unwrap();
+        let value = |value: &toml::Value| format!("`{value}`");
+        let mut expected: Vec<(String, String)> = written
+            .iter()
+            .flat_map(|(section, keys)| {
+                let keys = keys.as_table().unwrap();
+                keys.iter()
+                    .map(move |(key, default)| (format!("`{section}.{key}`"), value(default)))
+            })
+            .collect();
+        expected.push(("`api.admin_token`".to_owned(), "none".to_owned()));
+        expected.sort();
+
+        let document = include_str!("../../docs/config.md");
+        let rows = document.lines().filter(|line| line.starts_with("| `"));
+        let mut found: Vec<(String, String)> = rows
+            .map(|row| {
+                let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+                (cells[1].to_owned(), cells[2].to_owned())
+            })
+            .collect();
+        found.sort();
+        assert_eq!(found, expected);
+    }
+}
