@@ -21,7 +21,9 @@ pub enum Call {
     /// Answered by [`Output::Info`].
     Info,
     /// Sent once after boot, before anything else: settings of the image and the sandbox. Answered
-    /// by [`Output::Done`] when the root is joined and the entrypoint, if any, has been started.
+    /// by [`Output::Done`] when the root is joined and the entrypoint, if any, has been started; by
+    /// [`Output::Failed`] when either could not be. An entrypoint that cannot be run leaves the
+    /// root joined: execs work.
     Start(Start),
     /// Answered by [`Output::Started`], any number of Stdout and Stderr, then one
     /// [`Output::Exited`]; or by [`Output::Failed`].
@@ -33,6 +35,9 @@ pub enum Call {
     WriteFile { path: String, mode: Option<u32>, create_dirs: bool },
     /// Answered by [`Output::Processes`].
     Processes,
+    /// Answered by [`Output::Data`]…, then [`Output::Done`]: the last of what the entrypoint wrote
+    /// to stdout and stderr, as one stream.
+    Log,
     /// Stop the workload (SIGTERM, then SIGKILL after the grace), sync, power off. Answered by
     /// [`Output::Done`] before the power goes.
     PowerOff { grace_ms: u32 },
@@ -44,6 +49,8 @@ pub struct Start {
     pub host_name: String,
     /// Entrypoint and cmd joined. Empty: nothing is started.
     pub argv: Vec<String>,
+    /// The image's entrypoint alone, for [`Command::Entrypoint`].
+    pub entrypoint: Vec<String>,
     pub env: Vec<(String, String)>,
     /// Made if it is missing. Empty: `/`.
     pub cwd: String,
@@ -64,7 +71,7 @@ pub struct Exec {
     pub user: Option<String>,
     /// False: stdin is /dev/null. True: [`Input::Data`] until [`Input::End`].
     pub stdin: bool,
-    /// The whole process group is killed after this. `None`: no limit.
+    /// Everything of the exec, background children too, is killed after this. `None`: no limit.
     pub timeout_ms: Option<u64>,
 }
 
@@ -81,10 +88,12 @@ pub enum Command {
 /// Host to guest, after the request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Input {
-    Data(Vec<u8>),
+    /// At most [`crate::frame::CHUNK_BYTES_MAX`] bytes.
+    Data(#[serde(with = "serde_bytes")] Vec<u8>),
     /// No more data: stdin is closed, the file is complete.
     End,
-    /// To the exec's process group. A closed connection is SIGKILL.
+    /// To the exec's process group. A closed connection is SIGKILL to everything of the exec: keep
+    /// the sending half open until the answer is complete.
     Signal(i32),
 }
 
@@ -92,12 +101,19 @@ pub enum Input {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Output {
     Info(Info),
-    Started { pid: u32 },
-    Stdout(Vec<u8>),
-    Stderr(Vec<u8>),
+    /// The process id as the sandbox sees it.
+    Started {
+        pid: u32,
+    },
+    Stdout(#[serde(with = "serde_bytes")] Vec<u8>),
+    Stderr(#[serde(with = "serde_bytes")] Vec<u8>),
     Exited(Exited),
-    File { size: u64, mode: u32 },
-    Data(Vec<u8>),
+    /// The size is what the file system says: 0 for files that are made while they are read.
+    File {
+        size: u64,
+        mode: u32,
+    },
+    Data(#[serde(with = "serde_bytes")] Vec<u8>),
     Processes(Vec<Process>),
     Done,
     Failed(Failure),
