@@ -1,0 +1,68 @@
+//! The records themselves.
+
+use std::collections::BTreeMap;
+
+use holdfast_model::{Digest, DiskImageId, GroupKey, SandboxId, SandboxSpec, State};
+use serde::{Deserialize, Serialize};
+
+/// One sandbox, from the moment its creation was accepted until it is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxRecord {
+    pub id: SandboxId,
+    pub group: GroupKey,
+    pub spec: SandboxSpec,
+    pub state: State,
+    /// Why it is Failed. `None` in every other state.
+    pub failure: Option<String>,
+    /// What the spec's image was when the sandbox was made: a tag that moves later does not matter.
+    pub image: Digest,
+    /// Milliseconds since 1970.
+    pub created_at_ms: u64,
+    /// The client's name for the create call: a second call of this name finds this record.
+    pub request_id: Option<String>,
+}
+
+/// Where a disk image is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskImageState {
+    /// It is being fetched and converted.
+    Creating,
+    Ready,
+    Failed,
+}
+
+/// One disk image of a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskImageRecord {
+    pub id: DiskImageId,
+    pub group: GroupKey,
+    /// The image reference or archive name as the client gave it.
+    pub base: String,
+    pub labels: BTreeMap<String, String>,
+    /// `None`: the image's own.
+    pub entrypoint: Option<Vec<String>>,
+    /// `None`: the image's own.
+    pub cmd: Option<Vec<String>>,
+    pub state: DiskImageState,
+    /// Why it is Failed. `None` in every other state.
+    pub message: Option<String>,
+    /// What to do about the failure.
+    pub hint: Option<String>,
+    /// `Some` when Ready.
+    pub digest: Option<Digest>,
+    /// Milliseconds since 1970.
+    pub created_at_ms: u64,
+    pub request_id: Option<String>,
+}
+
+/// One sandbox group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRecord {
+    pub key: GroupKey,
+    pub location: String,
+    pub tags: BTreeMap<String, String>,
+    /// The `properties` object as the client sent it.
+    pub properties_json: String,
+    /// Milliseconds since 1970.
+    pub created_at_ms: u64,
+}

@@ -1,0 +1,315 @@
+//! The store: open, and the calls on each kind of record.
+
+use std::path::Path;
+
+use holdfast_model::{DiskImageId, GroupKey, SandboxId};
+use redb::{Database, ReadableDatabase, TableDefinition, WriteTransaction};
+
+use crate::{
+    Answer, Begun, DiskImageRecord, GroupRecord, SandboxRecord, StoreError,
+    operation::{AnswerRecord, OperationRecord, to_forget},
+    table::{self, Record},
+};
+
+/// Schema written by this version. A store with a higher one is refused.
+pub const SCHEMA_VERSION: u64 = 1;
+
+const META: TableDefinition<'static, &'static str, u64> = TableDefinition::new("meta");
+const SCHEMA_KEY: &str = "schema";
+
+impl Record for SandboxRecord {
+    const TABLE: &'static str = "sandboxes";
+
+    fn key(&self) -> String {
+        self.id.as_str().to_owned()
+    }
+}
+
+impl Record for DiskImageRecord {
+    const TABLE: &'static str = "disk_images";
+
+    fn key(&self) -> String {
+        self.id.as_str().to_owned()
+    }
+}
+
+impl Record for GroupRecord {
+    const TABLE: &'static str = "groups";
+
+    fn key(&self) -> String {
+        self.key.to_string()
+    }
+}
+
+/// What became of a record that carries a request id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Put<R> {
+    /// It is in the store now.
+    New,
+    /// A record made by the same request was there already; nothing was written.
+    Existing(R),
+}
+
+/// The durable records of one node. Shared by reference; one process has it open at a time.
+pub struct Store {
+    database: Database,
+}
+
+impl Store {
+    /// Opens the store, makes it if it is missing, and repairs it after a crash.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let failed = |source: redb::Error| StoreError::Open {
+            path: path.to_owned(),
+            source: Box::new(source),
+        };
+        let database = Database::create(path).map_err(|error| failed(error.into()))?;
+        let store = Self { database };
+        match store.schema()? {
+            Some(found) if found > SCHEMA_VERSION => {
+                Err(StoreError::Newer { path: path.to_owned(), found, known: SCHEMA_VERSION })
+            }
+            Some(_) => Ok(store),
+            None => {
+                store.write("write the schema version", |txn| {
+                    let mut meta = txn.open_table(META).map_err(engine("open a table"))?;
+                    meta.insert(SCHEMA_KEY, SCHEMA_VERSION).map_err(engine("write a record"))?;
+                    Ok(())
+                })?;
+                Ok(store)
+            }
+        }
+    }
+
+    fn schema(&self) -> Result<Option<u64>, StoreError> {
+        let txn = self.database.begin_read().map_err(engine("begin reading"))?;
+        let meta = match txn.open_table(META) {
+            Ok(meta) => meta,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+            Err(error) => return Err(engine("open a table")(error)),
+        };
+        let found = meta.get(SCHEMA_KEY).map_err(engine("read a record"))?;
+        Ok(found.map(|schema| schema.value()))
+    }
+
+    /// One transaction: all of `change` or nothing, on disk when this returns.
+    fn write<T>(
+        &self,
+        action: &'static str,
+        change: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let txn = self.database.begin_write().map_err(engine("begin a transaction"))?;
+        let outcome = change(&txn)?;
+        txn.commit().map_err(engine(action))?;
+        Ok(outcome)
+    }
+
+    fn get<R: Record>(&self, key: &str) -> Result<Option<R>, StoreError> {
+        let txn = self.database.begin_read().map_err(engine("begin reading"))?;
+        table::get(&txn, key)
+    }
+
+    fn list<R: Record>(&self, wanted: impl Fn(&R) -> bool) -> Result<Vec<R>, StoreError> {
+        let txn = self.database.begin_read().map_err(engine("begin reading"))?;
+        table::list(&txn, wanted)
+    }
+
+    fn put<R: Record>(&self, record: &R) -> Result<(), StoreError> {
+        self.write("put a record", |txn| table::put(txn, record))
+    }
+
+    fn remove<R: Record>(&self, key: &str) -> Result<bool, StoreError> {
+        self.write("remove a record", |txn| table::remove::<R>(txn, key))
+    }
+
+    /// Puts a new record unless one exists that `same` recognises as made by the same request.
+    fn put_once<R: Record>(
+        &self,
+        record: &R,
+        same: impl Fn(&R) -> bool,
+    ) -> Result<Put<R>, StoreError> {
+        self.write("put a record", |txn| {
+            let existing = {
+                let table = txn.open_table(R::definition()).map_err(engine("open a table"))?;
+                table::scan(&table, same)?.pop()
+            };
+            match existing {
+                Some(existing) => Ok(Put::Existing(existing)),
+                None => table::put(txn, record).map(|()| Put::New),
+            }
+        })
+    }
+}
+
+/// Sandboxes.
+impl Store {
+    /// Writes a new sandbox, or gives the one that the same request made before.
+    pub fn create_sandbox(&self, record: &SandboxRecord) -> Result<Put<SandboxRecord>, StoreError> {
+        self.put_once(record, |known: &SandboxRecord| {
+            record.request_id.is_some()
+                && known.request_id == record.request_id
+                && known.group == record.group
+        })
+    }
+
+    pub fn put_sandbox(&self, record: &SandboxRecord) -> Result<(), StoreError> {
+        self.put(record)
+    }
+
+    pub fn sandbox(&self, id: &SandboxId) -> Result<Option<SandboxRecord>, StoreError> {
+        self.get(id.as_str())
+    }
+
+    /// The group's sandboxes in the order of their ids.
+    pub fn sandboxes(&self, group: &GroupKey) -> Result<Vec<SandboxRecord>, StoreError> {
+        self.list(|record: &SandboxRecord| record.group == *group)
+    }
+
+    pub fn all_sandboxes(&self) -> Result<Vec<SandboxRecord>, StoreError> {
+        self.list(|_: &SandboxRecord| true)
+    }
+
+    /// Whether there was one.
+    pub fn remove_sandbox(&self, id: &SandboxId) -> Result<bool, StoreError> {
+        self.remove::<SandboxRecord>(id.as_str())
+    }
+}
+
+/// Disk images.
+impl Store {
+    /// Writes a new disk image, or gives the one that the same request made before.
+    pub fn create_disk_image(
+        &self,
+        record: &DiskImageRecord,
+    ) -> Result<Put<DiskImageRecord>, StoreError> {
+        self.put_once(record, |known: &DiskImageRecord| {
+            record.request_id.is_some()
+                && known.request_id == record.request_id
+                && known.group == record.group
+        })
+    }
+
+    pub fn put_disk_image(&self, record: &DiskImageRecord) -> Result<(), StoreError> {
+        self.put(record)
+    }
+
+    /// Changes a disk image if it is still there, in one transaction: one deleted meanwhile does
+    /// not come back. Gives the changed record.
+    pub fn update_disk_image(
+        &self,
+        id: &DiskImageId,
+        change: impl FnOnce(&mut DiskImageRecord),
+    ) -> Result<Option<DiskImageRecord>, StoreError> {
+        self.write("change a record", |txn| {
+            let Some(mut record) = table::get_mut::<DiskImageRecord>(txn, id.as_str())? else {
+                return Ok(None);
+            };
+            change(&mut record);
+            table::put(txn, &record)?;
+            Ok(Some(record))
+        })
+    }
+
+    pub fn disk_image(&self, id: &DiskImageId) -> Result<Option<DiskImageRecord>, StoreError> {
+        self.get(id.as_str())
+    }
+
+    /// The group's disk images in the order of their ids.
+    pub fn disk_images(&self, group: &GroupKey) -> Result<Vec<DiskImageRecord>, StoreError> {
+        self.list(|record: &DiskImageRecord| record.group == *group)
+    }
+
+    pub fn all_disk_images(&self) -> Result<Vec<DiskImageRecord>, StoreError> {
+        self.list(|_: &DiskImageRecord| true)
+    }
+
+    /// Whether there was one.
+    pub fn remove_disk_image(&self, id: &DiskImageId) -> Result<bool, StoreError> {
+        self.remove::<DiskImageRecord>(id.as_str())
+    }
+}
+
+/// Groups.
+impl Store {
+    pub fn put_group(&self, record: &GroupRecord) -> Result<(), StoreError> {
+        self.put(record)
+    }
+
+    pub fn group(&self, key: &GroupKey) -> Result<Option<GroupRecord>, StoreError> {
+        self.get(&key.to_string())
+    }
+
+    pub fn groups(&self) -> Result<Vec<GroupRecord>, StoreError> {
+        self.list(|_: &GroupRecord| true)
+    }
+
+    /// Whether there was one.
+    pub fn remove_group(&self, key: &GroupKey) -> Result<bool, StoreError> {
+        self.remove::<GroupRecord>(&key.to_string())
+    }
+}
+
+/// Operations, by the client's request id.
+impl Store {
+    /// Says whether the call may be carried out, and if it is new, marks it begun.
+    pub fn begin_operation(
+        &self,
+        request_id: &str,
+        fingerprint: &str,
+        now_ms: u64,
+    ) -> Result<Begun, StoreError> {
+        self.write("begin an operation", |txn| {
+            if let Some(known) = table::get_mut::<OperationRecord>(txn, request_id)? {
+                if known.fingerprint != fingerprint {
+                    return Ok(Begun::OtherCall);
+                }
+                let answered = table::get_mut::<AnswerRecord>(txn, request_id)?;
+                return Ok(
+                    answered.map_or(Begun::Unfinished, |found| Begun::Finished(found.answer))
+                );
+            }
+            let known: Vec<OperationRecord> = {
+                let table = txn
+                    .open_table(OperationRecord::definition())
+                    .map_err(engine("open a table"))?;
+                table::scan(&table, |_| true)?
+            };
+            let ages = known.into_iter().map(|known| (known.begun_at_ms, known.request_id));
+            for key in to_forget(ages.collect(), now_ms) {
+                table::remove::<OperationRecord>(txn, &key)?;
+                table::remove::<AnswerRecord>(txn, &key)?;
+            }
+            let record = OperationRecord {
+                request_id: request_id.to_owned(),
+                fingerprint: fingerprint.to_owned(),
+                begun_at_ms: now_ms,
+            };
+            table::put(txn, &record).map(|()| Begun::New)
+        })
+    }
+
+    /// Remembers the answer of a begun call. One that was forgotten meanwhile stays forgotten.
+    pub fn finish_operation(&self, request_id: &str, answer: Answer) -> Result<(), StoreError> {
+        self.write("finish an operation", |txn| {
+            match table::get_mut::<OperationRecord>(txn, request_id)? {
+                Some(_) => {
+                    let request_id = request_id.to_owned();
+                    table::put(txn, &AnswerRecord { request_id, answer })
+                }
+                None => Ok(()),
+            }
+        })
+    }
+
+    /// Forgets a call that did nothing, so that its retry is carried out.
+    pub fn forget_operation(&self, request_id: &str) -> Result<(), StoreError> {
+        self.write("forget an operation", |txn| {
+            table::remove::<OperationRecord>(txn, request_id)?;
+            table::remove::<AnswerRecord>(txn, request_id)?;
+            Ok(())
+        })
+    }
+}
+
+fn engine<E: Into<redb::Error>>(action: &'static str) -> impl FnOnce(E) -> StoreError {
+    StoreError::engine(action)
+}
