@@ -1,0 +1,1 @@
+//! Whole-system tests; the programs beside this file hold them.
