@@ -1,13 +1,90 @@
 //! One process, one microVM: KVM, virtio, threads; no tokio. The library is the whole program, so
 //! that tests and fuzz targets reach its parsers; `main.rs` only calls [`run`].
 
+mod boot;
+mod bus;
+mod config;
+mod control;
 mod devices;
 mod event;
 mod inherited;
+mod layout;
+mod legacy;
+mod machine;
+mod session;
 mod sys;
 mod vm;
 
+use std::{error::Error, io, process::ExitCode};
+
+use holdfast_wire::vmm::Exit;
+use log::{LevelFilter, error, info};
+
+use crate::{
+    config::ConfigError,
+    control::Control,
+    inherited::{FdError, InheritedFds},
+    machine::{Machine, MachineError},
+    session::Session,
+};
+
+/// Why the VMM could not start.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Fd(#[from] FdError),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error("control socket cannot be served")]
+    Control(#[source] io::Error),
+}
+
+impl StartError {
+    /// What the operator can do next.
+    fn hint(&self) -> &'static str {
+        match self {
+            Self::Config(_) => "agent and VMM may be of different builds: install both anew",
+            Self::Fd(_) => "this program is started by the agent, which passes its fds",
+            Self::Machine(error) => error.hint(),
+            Self::Control(_) => "the control fd must be a listening Unix stream socket",
+        }
+    }
+}
+
 /// Runs the VMM to its end and says how it ended.
-pub fn run() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn run() -> ExitCode {
+    env_logger::Builder::new().filter_level(LevelFilter::Info).parse_env("HOLDFAST_LOG").init();
+    let exit = start().map_or_else(failed_start, Session::serve);
+    info!(exit:? = exit; "microVM ended");
+    ExitCode::from(exit.code())
+}
+
+fn start() -> Result<Session, StartError> {
+    let (config, _still_open) = config::read()?;
+    let mut fds = InheritedFds::claim(&config)?;
+    let (sender, receiver) = event::channel().map_err(StartError::Control)?;
+    let listener = fds.take(config.control_fd)?;
+    let control = Control::new(listener, receiver.bell()).map_err(StartError::Control)?;
+    let machine = Machine::new(&config, &mut fds, sender)?;
+    Ok(Session::new(machine, control, receiver))
+}
+
+fn failed_start(failure: StartError) -> Exit {
+    let hint = failure.hint();
+    error!(reason:% = chain(&failure), hint:%; "VMM cannot start");
+    Exit::VmmError(chain(&failure))
+}
+
+/// An error with what lies beneath it, on one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut beneath = error.source();
+    while let Some(error) = beneath {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        beneath = error.source();
+    }
+    text
 }

@@ -3,8 +3,20 @@
 
 use std::{
     io,
-    os::fd::{FromRawFd, OwnedFd},
+    num::NonZeroUsize,
+    os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd},
+    ptr::{self, NonNull},
+    sync::atomic::{AtomicU8, Ordering},
 };
+
+use kvm_bindings::{kvm_run, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryRegion, VolatileMemoryError, VolatileSlice,
+    bitmap::BitmapSlice,
+};
+
+use crate::vm::Memory;
 
 /// Takes ownership of the inherited fd `fd`. The caller ([`crate::inherited`]) does so before
 /// anything in this process opened an fd, and at most once a number.
@@ -16,4 +28,119 @@ pub(crate) fn claim_fd(fd: i32) -> io::Result<OwnedFd> {
     // SAFETY: the fd is open (checked above) and nobody else owns it: it came by inheritance, no
     // fd has been opened by this process yet, and the caller claims each number once.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// One positional read from `file` straight into guest memory.
+pub(crate) fn read_at_volatile<B: BitmapSlice>(
+    file: &impl AsRawFd,
+    offset: u64,
+    slice: &mut VolatileSlice<'_, B>,
+) -> Result<usize, VolatileMemoryError> {
+    let offset = i64::try_from(offset).map_err(|_| VolatileMemoryError::Overflow {
+        base: usize::MAX,
+        offset: slice.len(),
+    })?;
+    let guard = slice.ptr_guard_mut();
+    // SAFETY: the guard keeps `slice.len()` bytes of the guest's mapping valid for the whole call,
+    // and guest memory is only ever accessed as volatile bytes, so the kernel may write there.
+    let count = unsafe {
+        libc::pread(file.as_raw_fd(), guard.as_ptr().cast(), slice.len(), offset)
+    };
+    match usize::try_from(count) {
+        Ok(count) => {
+            slice.bitmap().mark_dirty(0, count);
+            Ok(count)
+        }
+        Err(_) => Err(VolatileMemoryError::IOError(io::Error::last_os_error())),
+    }
+}
+
+/// Makes a KVM handle of an inherited `/dev/kvm`.
+pub(crate) fn kvm_from(fd: OwnedFd) -> Kvm {
+    // SAFETY: ownership is handed over by `into_raw_fd`. That it really is /dev/kvm is checked by
+    // the caller through the API version, which any other file refuses.
+    unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) }
+}
+
+/// Shows every region of `memory` to the guest, one slot each.
+pub(crate) fn map_memory(vm: &VmFd, memory: &Memory) -> io::Result<()> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let start = region.start_addr();
+        let host = memory.get_host_address(start).map_err(io::Error::other)?;
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: start.0,
+            memory_size: region.len(),
+            userspace_addr: host.expose_provenance() as u64,
+        };
+        // SAFETY: the range is one whole mapping of `memory`, which the machine keeps until its
+        // vCPUs are gone; the regions do not overlap (vm-memory refuses that), nor do the slots.
+        unsafe { vm.set_user_memory_region(region) }?;
+    }
+    Ok(())
+}
+
+/// Tells the kernel to leave guest memory out of core dumps: it holds the tenant's secrets.
+pub(crate) fn leave_out_of_core_dumps(memory: &Memory) -> io::Result<()> {
+    for region in memory.iter() {
+        let start: GuestAddress = region.start_addr();
+        let host = memory.get_host_address(start).map_err(io::Error::other)?;
+        let length = usize::try_from(region.len()).map_err(io::Error::other)?;
+        // SAFETY: the range is one whole mapping that `memory` owns; the advice changes no byte.
+        if unsafe { libc::madvise(host.cast(), length, libc::MADV_DONTDUMP) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// A second mapping of one vCPU's shared page, for whoever wants the vCPU out of the guest. With a
+/// mapping of its own it stays valid when the vCPU's thread ends first.
+pub(crate) struct ImmediateExit {
+    page: NonNull<kvm_run>,
+}
+
+/// Bytes mapped: the field needed is in the first page.
+const RUN_PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+
+// SAFETY: the only access is an atomic store to one byte of a mapping this value owns.
+unsafe impl Send for ImmediateExit {}
+// SAFETY: as above; atomic stores may come from several threads.
+unsafe impl Sync for ImmediateExit {}
+
+impl ImmediateExit {
+    pub(crate) fn of(vcpu: &VcpuFd) -> io::Result<Self> {
+        // SAFETY: with a null hint and no MAP_FIXED the kernel picks an unused range, so no
+        // mapping Rust relies on is replaced; `vcpu` is borrowed, so it is open for the call.
+        let page = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                RUN_PAGE.get(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                vcpu.as_raw_fd(),
+                0,
+            )
+        };
+        match NonNull::new(page.cast()) {
+            Some(page_start) if page != libc::MAP_FAILED => Ok(Self { page: page_start }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// From now on KVM_RUN returns at once, until the vCPU's thread takes the request back.
+    pub(crate) fn request(&self) {
+        // SAFETY: the field lies inside the page mapped for as long as `self` lives, is one byte
+        // without alignment needs, and the kernel reads it as a single byte.
+        let flag = unsafe { AtomicU8::from_ptr(&raw mut (*self.page.as_ptr()).immediate_exit) };
+        flag.store(1, Ordering::SeqCst);
+    }
+}
+
+impl Drop for ImmediateExit {
+    fn drop(&mut self) {
+        // SAFETY: `page` is the start of a mapping of this length that only `self` knows of.
+        unsafe { libc::munmap(self.page.as_ptr().cast(), RUN_PAGE.get()) };
+    }
 }

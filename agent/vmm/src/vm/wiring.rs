@@ -1,7 +1,8 @@
 //! What the virtual machine lends its devices while they are being made: interrupt lines and
 //! doorbells. A trait, so that device tests run without KVM.
 
-use vmm_sys_util::eventfd::EventFd;
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// First interrupt line given to a device. Lines below belong to the serial port and to ACPI.
 pub(crate) const DEVICE_GSI_FIRST: u32 = 5;
@@ -47,4 +48,45 @@ pub(crate) trait Wiring {
     /// An eventfd that KVM signals, without an exit to us, when the guest writes the `u32`
     /// `value` at `address`.
     fn doorbell(&mut self, address: u64, value: u32) -> Result<EventFd, WiringError>;
+}
+
+/// The real thing: lines of the in-kernel IOAPIC, doorbells in KVM.
+pub(crate) struct KvmWiring<'a> {
+    vm: &'a VmFd,
+    next_line: u32,
+}
+
+impl<'a> KvmWiring<'a> {
+    pub(crate) fn new(vm: &'a VmFd) -> Self {
+        Self { vm, next_line: DEVICE_GSI_FIRST }
+    }
+
+    /// A line whose number the guest knows otherwise.
+    pub(crate) fn fixed_line(&self, gsi: u32) -> Result<EventFd, WiringError> {
+        let irqfd = EventFd::new(EFD_NONBLOCK).map_err(WiringError::EventFd)?;
+        self.vm
+            .register_irqfd(&irqfd, gsi)
+            .map_err(|source| WiringError::Interrupt { gsi, source: source.into() })?;
+        Ok(irqfd)
+    }
+}
+
+impl Wiring for KvmWiring<'_> {
+    fn interrupt(&mut self) -> Result<Line, WiringError> {
+        let gsi = self.next_line;
+        if gsi > DEVICE_GSI_LAST {
+            return Err(WiringError::NoLineLeft);
+        }
+        let irqfd = self.fixed_line(gsi)?;
+        self.next_line += 1;
+        Ok(Line { gsi, irqfd })
+    }
+
+    fn doorbell(&mut self, address: u64, value: u32) -> Result<EventFd, WiringError> {
+        let bell = EventFd::new(EFD_NONBLOCK).map_err(WiringError::EventFd)?;
+        self.vm
+            .register_ioevent(&bell, &IoEventAddress::Mmio(address), value)
+            .map_err(|source| WiringError::Doorbell { address, source: source.into() })?;
+        Ok(bell)
+    }
 }

@@ -1,0 +1,141 @@
+//! The first serial port: a 16550 of which only the output leads anywhere, into a bounded log.
+
+use std::{
+    io::{self, Write},
+    os::fd::OwnedFd,
+};
+
+use vm_superio::{Serial, Trigger};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Bytes kept until a line ends: a write to the log per byte would cost more than the exit.
+const LINE_BYTES_MAX: usize = 256;
+/// Last line of a log that reached its limit.
+const FULL: &[u8] = b"\n[serial log is full; further output is dropped]\n";
+
+/// Raises the port's interrupt line.
+struct Line(EventFd);
+
+impl Trigger for Line {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// The log behind the port. Writing never fails: a guest must not notice a full disk.
+struct Log<W> {
+    out: W,
+    line: Vec<u8>,
+    /// Bytes that may still be written.
+    room: u64,
+    full: bool,
+    /// Bytes the guest sent, dropped ones included.
+    received: u64,
+}
+
+impl<W: Write> Log<W> {
+    fn new(out: W, bytes_max: u64) -> Self {
+        let line = Vec::with_capacity(LINE_BYTES_MAX);
+        Self { out, line, room: bytes_max, full: false, received: 0 }
+    }
+
+    fn push(&mut self, byte: u8) {
+        self.received += 1;
+        if self.full {
+            return;
+        }
+        if self.room == 0 {
+            self.full = true;
+            self.line.extend_from_slice(FULL);
+            self.drain();
+            return;
+        }
+        self.room -= 1;
+        self.line.push(byte);
+        if byte == b'\n' || self.line.len() >= LINE_BYTES_MAX {
+            self.drain();
+        }
+    }
+
+    fn drain(&mut self) {
+        if let Err(error) = self.out.write_all(&self.line) {
+            log::warn!(error:%; "serial output lost");
+        }
+        self.line.clear();
+    }
+}
+
+impl<W: Write> Write for Log<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        bytes.iter().for_each(|&byte| self.push(byte));
+        Ok(bytes.len())
+    }
+
+    /// Called by the port after every byte, so it does not write the line out.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The port with its log.
+pub(crate) struct SerialPort {
+    port: Serial<Line, vm_superio::serial::NoEvents, Log<fs_err::File>>,
+}
+
+impl SerialPort {
+    /// Logs at most `bytes_max` bytes to `log`, which was opened for appending.
+    pub(crate) fn new(interrupt: EventFd, log: OwnedFd, bytes_max: u64) -> Self {
+        let file = fs_err::File::from_parts(log.into(), "serial log");
+        Self { port: Serial::new(Line(interrupt), Log::new(file, bytes_max)) }
+    }
+
+    pub(crate) fn read(&mut self, register: u8) -> u8 {
+        self.port.read(register)
+    }
+
+    pub(crate) fn write(&mut self, register: u8, value: u8) {
+        if let Err(error) = self.port.write(register, value) {
+            log::warn!(error:%; "serial interrupt lost");
+        }
+    }
+
+    /// Writes out an unfinished line; returns the bytes received so far.
+    pub(crate) fn flush(&mut self) -> u64 {
+        let log = self.port.writer_mut();
+        log.drain();
+        log.received
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn logged(sent: &[u8], bytes_max: u64) -> (String, u64) {
+        let mut log = Log::new(Vec::new(), bytes_max);
+        log.write_all(sent).unwrap();
+        log.drain();
+        (String::from_utf8(log.out).unwrap(), log.received)
+    }
+
+    #[test]
+    fn output_within_the_limit_is_logged_whole() {
+        assert_eq!(logged(b"one\ntwo", 7), ("one\ntwo".to_owned(), 7));
+    }
+
+    #[test]
+    fn output_over_the_limit_is_dropped_but_counted_and_the_log_says_so() {
+        let (text, received) = logged(b"abcdef", 2);
+        assert_eq!(text, format!("ab{}", String::from_utf8_lossy(FULL)));
+        assert_eq!(received, 6);
+    }
+
+    #[test]
+    fn a_line_without_end_is_written_out_in_pieces() {
+        let mut log = Log::new(Vec::new(), 1000);
+        log.write_all(&[b'x'; LINE_BYTES_MAX + 1]).unwrap();
+        assert_eq!(log.out.len(), LINE_BYTES_MAX);
+    }
+}

@@ -1,0 +1,139 @@
+//! The gate all vCPUs stop at: closed for a pause, shut for good at the end.
+
+use std::{
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// What a vCPU that came to the gate does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pass {
+    /// Into the guest; `waited` says whether the gate was closed in between.
+    Run { waited: bool },
+    /// Out of its thread.
+    Leave,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Run,
+    Wait,
+    Leave,
+}
+
+#[derive(Debug)]
+struct Inside {
+    order: Order,
+    /// vCPUs standing at the gate.
+    waiting: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct Gate {
+    inside: Mutex<Inside>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// An open gate.
+    pub(crate) fn new() -> Self {
+        let inside = Inside { order: Order::Run, waiting: 0 };
+        Self { inside: Mutex::new(inside), changed: Condvar::new() }
+    }
+
+    /// Called by a vCPU's thread when it is out of the guest by request. Returns when it may go on.
+    pub(crate) fn pass(&self) -> Pass {
+        let mut inside = self.lock();
+        let waited = inside.order == Order::Wait;
+        inside.waiting += 1;
+        self.changed.notify_all();
+        while inside.order == Order::Wait {
+            inside = self.changed.wait(inside).unwrap_or_else(PoisonError::into_inner);
+        }
+        inside.waiting -= 1;
+        if inside.order == Order::Leave { Pass::Leave } else { Pass::Run { waited } }
+    }
+
+    /// Closes the gate. Whoever is in the guest must then be fetched out of it.
+    pub(crate) fn close(&self) {
+        self.order(Order::Wait);
+    }
+
+    pub(crate) fn open(&self) {
+        self.order(Order::Run);
+    }
+
+    /// Sends every vCPU out of its thread, those that wait and those that come.
+    pub(crate) fn dismiss(&self) {
+        self.order(Order::Leave);
+    }
+
+    /// Waits until `count` vCPUs stand at the closed gate; false when they do not within `limit`.
+    pub(crate) fn await_all(&self, count: usize, limit: Duration) -> bool {
+        let inside = self.lock();
+        let all = self.changed.wait_timeout_while(inside, limit, |inside| inside.waiting < count);
+        let (inside, _) = all.unwrap_or_else(PoisonError::into_inner);
+        inside.waiting >= count
+    }
+
+    fn order(&self, order: Order) {
+        self.lock().order = order;
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        // Nothing inside can be left half-changed by a panic.
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, thread};
+
+    use super::*;
+
+    /// Longer than any test needs; only a broken gate waits this long.
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn an_open_gate_lets_pass_without_waiting() {
+        assert_eq!(Gate::new().pass(), Pass::Run { waited: false });
+    }
+
+    #[test]
+    fn a_closed_gate_holds_all_until_it_opens() {
+        let gate = Arc::new(Gate::new());
+        gate.close();
+        let comers: Vec<_> = (0..3)
+            .map(|_| {
+                let gate = Arc::clone(&gate);
+                thread::spawn(move || gate.pass())
+            })
+            .collect();
+        assert!(gate.await_all(3, LONG));
+        gate.open();
+        for comer in comers {
+            assert_eq!(comer.join().unwrap(), Pass::Run { waited: true });
+        }
+    }
+
+    #[test]
+    fn dismissal_reaches_those_who_wait_and_those_who_come() {
+        let gate = Arc::new(Gate::new());
+        gate.close();
+        let waiting = thread::spawn({
+            let gate = Arc::clone(&gate);
+            move || gate.pass()
+        });
+        assert!(gate.await_all(1, LONG));
+        gate.dismiss();
+        assert_eq!(waiting.join().unwrap(), Pass::Leave);
+        assert_eq!(gate.pass(), Pass::Leave);
+    }
+
+    #[test]
+    fn waiting_for_more_than_come_ends_with_the_limit() {
+        assert!(!Gate::new().await_all(1, Duration::from_millis(1)));
+    }
+}
