@@ -1,1 +1,18 @@
-//! What the host lends one microVM: cgroup, run folder, the VMM process.
+//! What the host lends one microVM: cgroup, run folder, memory, the VMM process.
+//!
+//! Each is a guard: dropping it takes it back, and what a killed agent could not drop is found by
+//! its name at the next start. Dropping may block for some milliseconds: do it off async threads.
+
+mod cgroup;
+mod error;
+mod memory;
+mod process;
+mod run_folder;
+#[allow(unsafe_code)]
+mod sys;
+
+pub use cgroup::{Cgroup, CgroupTree, Limits, Usage};
+pub use error::JailError;
+pub use memory::{guest_memory, sealed_bytes};
+pub use process::{Confinement, Handover, Identity, VmmPlan, VmmProcess, confine, in_words};
+pub use run_folder::{RunFolder, sweep_run_folders};
