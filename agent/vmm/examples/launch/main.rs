@@ -1,0 +1,148 @@
+//! Starts one microVM without an agent: for the bench, for experiments and for looking closely.
+//! Boots it, prints its events and its serial output, ends with the VMM's exit code.
+
+mod sys;
+mod vmm;
+
+use std::{
+    env,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use holdfast_wire::vmm::{Event, Reply, ToVmm};
+use vmm::{DiskFiles, Launch, Vmm};
+
+/// How often the serial log is looked at. Short against a boot, long against a look.
+const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+
+#[derive(Debug, Parser)]
+#[command(about = "Start one microVM without an agent")]
+struct Options {
+    /// The VMM; else `holdfast-vmm` beside this program's folder
+    #[arg(long, env = "HOLDFAST_VMM")]
+    vmm: Option<PathBuf>,
+    /// Uncompressed ELF kernel with a PVH note
+    #[arg(long, env = "HOLDFAST_VMLINUX")]
+    kernel: PathBuf,
+    #[arg(long, env = "HOLDFAST_INITRAMFS")]
+    initramfs: Option<PathBuf>,
+    #[arg(long, default_value = "console=ttyS0 quiet loglevel=0 panic=-1 reboot=k pci=off")]
+    cmdline: String,
+    #[arg(long, default_value_t = 128)]
+    memory_mib: u32,
+    #[arg(long, default_value_t = 1)]
+    cpus: u8,
+    /// PATH[+PATH…][:ro]: files laid end to end as one disk; several are read-only by nature
+    #[arg(long = "disk")]
+    disks: Vec<String>,
+    /// Serial output over this many bytes is dropped
+    #[arg(long, default_value_t = 1 << 20)]
+    serial_bytes_max: u64,
+    /// Tell the statistics and kill the microVM once its serial output holds this text
+    #[arg(long)]
+    until: Option<String>,
+    /// Tell the statistics and kill the microVM once PID 1 has reported
+    #[arg(long)]
+    until_ready: bool,
+    /// Kill the microVM after this many seconds, and fail
+    #[arg(long, default_value_t = 300)]
+    timeout_s: u64,
+}
+
+impl Options {
+    fn launch(&self) -> Result<Launch> {
+        let vmm = match &self.vmm {
+            Some(path) => path.clone(),
+            None => {
+                let program = env::current_exe()?;
+                let folder = program.parent().and_then(|folder| folder.parent());
+                folder.context("this program has no folder above its own")?.join("holdfast-vmm")
+            }
+        };
+        Ok(Launch {
+            vmm,
+            kernel: self.kernel.clone(),
+            initramfs: self.initramfs.clone(),
+            command_line: self.cmdline.clone(),
+            memory_mib: self.memory_mib,
+            vcpus: self.cpus,
+            disks: self.disks.iter().map(|text| disk(text)).collect(),
+            serial_bytes_max: self.serial_bytes_max,
+        })
+    }
+}
+
+fn disk(text: &str) -> DiskFiles {
+    let (paths, read_only) = match text.strip_suffix(":ro") {
+        Some(paths) => (paths, true),
+        None => (text, text.contains('+')),
+    };
+    DiskFiles { files: paths.split('+').map(PathBuf::from).collect(), read_only }
+}
+
+fn main() -> Result<ExitCode> {
+    let options = Options::parse();
+    let started = Instant::now();
+    let limit = started + Duration::from_secs(options.timeout_s);
+    let mut vmm = options.launch()?.start()?;
+    let mut out = io::stdout().lock();
+    writeln!(out, "[vmm pid {} vsock {}]", vmm.pid(), vmm.vsock_path().display())?;
+    match vmm.ask(&ToVmm::Boot)? {
+        Reply::Done => {}
+        other => bail!("Boot was answered by {other:?}"),
+    }
+    let mut shown = 0;
+    loop {
+        shown = show_serial(&vmm, shown, &mut out)?;
+        let event = vmm.event_within(LOOK_INTERVAL)?;
+        if let Some(event) = &event {
+            writeln!(out, "[{} ms: {event:?}]", started.elapsed().as_millis())?;
+        }
+        let ready = options.until_ready && event == Some(Event::GuestReady);
+        let seen = match &options.until {
+            Some(text) => vmm.serial()?.contains(text),
+            None => false,
+        };
+        if ready || seen {
+            tell(&mut vmm, started, &mut out)?;
+            vmm.ask(&ToVmm::Kill)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        if let Some(Event::Exited(exit)) = event {
+            show_serial(&vmm, shown, &mut out)?;
+            vmm.wait()?;
+            return Ok(ExitCode::from(exit.code()));
+        }
+        if Instant::now() > limit {
+            tell(&mut vmm, started, &mut out)?;
+            bail!("the microVM did not end within {} s", options.timeout_s);
+        }
+    }
+}
+
+/// Prints what is new in the serial log; returns how much of it is printed now.
+fn show_serial(vmm: &Vmm, shown: usize, out: &mut impl Write) -> Result<usize> {
+    let log = vmm.serial()?;
+    out.write_all(log.get(shown..).unwrap_or_default().as_bytes())?;
+    out.flush()?;
+    Ok(log.len())
+}
+
+/// Tells how long it took, what it cost, and what the VMM holds, in lines `name: value`.
+fn tell(vmm: &mut Vmm, started: Instant, out: &mut impl Write) -> Result<()> {
+    let wall = started.elapsed();
+    let overhead_kib = vmm.overhead_kib()?;
+    let Reply::Stats(stats) = vmm.ask(&ToVmm::Stats)? else { bail!("no statistics") };
+    writeln!(out, "wall_us: {}", wall.as_micros())?;
+    writeln!(out, "exits_mmio: {}", stats.exits.mmio)?;
+    writeln!(out, "exits_port_io: {}", stats.exits.port_io)?;
+    writeln!(out, "exits_other: {}", stats.exits.other)?;
+    writeln!(out, "serial_bytes: {}", stats.serial_bytes)?;
+    writeln!(out, "vmm_rss_kib: {overhead_kib}")?;
+    Ok(())
+}

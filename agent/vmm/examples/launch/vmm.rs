@@ -1,0 +1,255 @@
+//! Starts a VMM the way the agent does, with every resource by fd, and speaks to it.
+
+use std::{
+    collections::VecDeque,
+    io::{self, Write},
+    os::{
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use fs_err::{File, OpenOptions};
+use holdfast_wire::{
+    WIRE_VERSION, frame,
+    vmm::{CONFIG_FD, Config, Disk, Event, Reply, Segment, Serial, ToAgent, ToVmm},
+};
+use rustix::{
+    fs::{MemfdFlags, ftruncate, memfd_create},
+    io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd},
+};
+use tempfile::TempDir;
+
+use super::sys;
+
+/// Numbers from here on are given to the VMM, clear of the standard streams and [`CONFIG_FD`].
+const FIRST_PASSED_FD: RawFd = 10;
+/// Longer than any answer takes on a loaded machine; only a hung VMM reaches it.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// Disks whose segments are cut to what the guest may see.
+const SECTOR_BYTES: u64 = 4096;
+
+/// One disk: files laid end to end.
+#[derive(Debug, Clone)]
+pub(crate) struct DiskFiles {
+    pub(crate) files: Vec<PathBuf>,
+    pub(crate) read_only: bool,
+}
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub(crate) struct Launch {
+    pub(crate) vmm: PathBuf,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: Option<PathBuf>,
+    pub(crate) command_line: String,
+    pub(crate) memory_mib: u32,
+    pub(crate) vcpus: u8,
+    pub(crate) disks: Vec<DiskFiles>,
+    pub(crate) serial_bytes_max: u64,
+}
+
+/// A VMM that was started. Killed when dropped.
+pub(crate) struct Vmm {
+    child: Child,
+    pub(crate) control: UnixStream,
+    events: VecDeque<Event>,
+    folder: TempDir,
+}
+
+impl Launch {
+    /// Starts the VMM, connects and says Hello. The guest waits for [`ToVmm::Boot`].
+    pub(crate) fn start(&self) -> Result<Vmm> {
+        let folder = tempfile::tempdir()?;
+        let mut passed = Vec::new();
+        let config = self.config(folder.path(), &mut passed)?;
+        let config_fd = config_file(&config)?;
+        let mut command = Command::new(&self.vmm);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        sys::place_fd(&mut command, config_fd.as_raw_fd(), CONFIG_FD);
+        let child =
+            command.spawn().with_context(|| format!("cannot start {}", self.vmm.display()))?;
+        drop(passed);
+        let control = UnixStream::connect(control_path(folder.path()))?;
+        control.set_read_timeout(Some(ANSWER_LIMIT))?;
+        let mut vmm = Vmm { child, control, events: VecDeque::new(), folder };
+        match vmm.ask(&ToVmm::Hello { version: WIRE_VERSION })? {
+            Reply::Hello { .. } => Ok(vmm),
+            other => bail!("Hello was answered by {other:?}"),
+        }
+    }
+
+    /// Opens everything and names it by number; `passed` keeps it open until the start.
+    fn config(&self, folder: &Path, passed: &mut Vec<OwnedFd>) -> Result<Config> {
+        let memory = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
+        ftruncate(&memory, u64::from(self.memory_mib) << 20)?;
+        let mut pass = |fd: OwnedFd| -> Result<RawFd> {
+            let moved = fcntl_dupfd_cloexec(&fd, FIRST_PASSED_FD)?;
+            fcntl_setfd(&moved, FdFlags::empty())?;
+            let number = moved.as_raw_fd();
+            passed.push(moved);
+            Ok(number)
+        };
+        let empty = || Ok(memfd_create("no-initramfs", MemfdFlags::CLOEXEC)?);
+        let initramfs = self.initramfs.as_deref().map_or_else(empty, open)?;
+        let log = OpenOptions::new().create(true).append(true).open(serial_path(folder))?;
+        let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm")?;
+        let mut disks = Vec::new();
+        for (index, disk) in self.disks.iter().enumerate() {
+            let mut segments = Vec::new();
+            for path in &disk.files {
+                let file = OpenOptions::new().read(true).write(!disk.read_only).open(path)?;
+                let bytes = file.metadata()?.len() / SECTOR_BYTES * SECTOR_BYTES;
+                segments.push(Segment { fd: pass(file.into_parts().0.into())?, bytes });
+            }
+            let name = format!("disk{index}");
+            disks.push(Disk { name, read_only: disk.read_only, segments });
+        }
+        Ok(Config {
+            version: WIRE_VERSION,
+            vcpus: self.vcpus,
+            memory_mib: self.memory_mib,
+            memory_fd: pass(memory)?,
+            kvm_fd: pass(kvm.into_parts().0.into())?,
+            kernel_fd: pass(open(&self.kernel)?)?,
+            initramfs_fd: pass(initramfs)?,
+            command_line: self.command_line.clone(),
+            control_fd: pass(UnixListener::bind(control_path(folder))?.into())?,
+            vsock_fd: pass(UnixListener::bind(vsock_path(folder))?.into())?,
+            serial: Serial {
+                log_fd: pass(log.into_parts().0.into())?,
+                bytes_max: self.serial_bytes_max,
+            },
+            disks,
+        })
+    }
+}
+
+fn open(path: &Path) -> Result<OwnedFd> {
+    Ok(File::open(path)?.into_parts().0.into())
+}
+
+fn config_file(config: &Config) -> Result<OwnedFd> {
+    let fd = memfd_create("config", MemfdFlags::CLOEXEC)?;
+    // Clear of the number it will be placed at: dup2 onto itself would keep close-on-exec.
+    let fd = fcntl_dupfd_cloexec(&fd, FIRST_PASSED_FD)?;
+    let mut file = File::from_parts(fd.into(), "config");
+    file.write_all(&frame::encode(config)?)?;
+    Ok(file.into_parts().0.into())
+}
+
+fn control_path(folder: &Path) -> PathBuf {
+    folder.join("control.sock")
+}
+
+fn vsock_path(folder: &Path) -> PathBuf {
+    folder.join("vsock.sock")
+}
+
+fn serial_path(folder: &Path) -> PathBuf {
+    folder.join("serial.log")
+}
+
+impl Vmm {
+    /// Sends one request and returns its reply; events that come in between are kept.
+    pub(crate) fn ask(&mut self, request: &ToVmm) -> Result<Reply> {
+        frame::write_frame(&mut self.control, request)?;
+        loop {
+            match self.next_message()? {
+                ToAgent::Reply(reply) => return Ok(reply),
+                ToAgent::Event(event) => self.events.push_back(event),
+            }
+        }
+    }
+
+    /// The next event, waiting for it. Also fails when the VMM says nothing for a minute.
+    pub(crate) fn next_event(&mut self) -> Result<Event> {
+        if let Some(event) = self.events.pop_front() {
+            return Ok(event);
+        }
+        match self.next_message()? {
+            ToAgent::Event(event) => Ok(event),
+            ToAgent::Reply(reply) => bail!("a reply nobody asked for: {reply:?}"),
+        }
+    }
+
+    /// The next event if it comes within `limit`.
+    pub(crate) fn event_within(&mut self, limit: Duration) -> Result<Option<Event>> {
+        if self.events.is_empty() {
+            // The frame is small and comes in one piece, so peeking at its first byte suffices.
+            self.control.set_read_timeout(Some(limit))?;
+            let peeked = rustix::net::recv(
+                &self.control,
+                &mut [0; 1][..],
+                rustix::net::RecvFlags::PEEK,
+            );
+            self.control.set_read_timeout(Some(ANSWER_LIMIT))?;
+            match peeked.map_err(io::Error::from) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.next_event().map(Some)
+    }
+
+    fn next_message(&mut self) -> Result<ToAgent> {
+        frame::read_frame(&mut self.control)?.context("the VMM closed the control socket")
+    }
+
+    /// Where the host reaches the guest's vsock ports.
+    pub(crate) fn vsock_path(&self) -> PathBuf {
+        vsock_path(self.folder.path())
+    }
+
+    /// What the guest wrote to its serial port so far.
+    pub(crate) fn serial(&self) -> Result<String> {
+        let bytes = fs_err::read(serial_path(self.folder.path()))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the end of the process.
+    pub(crate) fn wait(&mut self) -> Result<ExitStatus> {
+        Ok(self.child.wait()?)
+    }
+
+    /// Resident KiB that are not guest memory: all mappings but the memory file's.
+    pub(crate) fn overhead_kib(&self) -> Result<u64> {
+        let maps = fs_err::read_to_string(format!("/proc/{}/smaps", self.pid()))?;
+        let mut guest = false;
+        let mut sum = 0;
+        for line in maps.lines() {
+            match line.split_once(':') {
+                Some(("Rss", rest)) if !guest => {
+                    sum += rest.trim().trim_end_matches(" kB").parse::<u64>()?;
+                }
+                // A mapping's first line begins with its range of addresses.
+                _ if line.split_once('-').is_some_and(|(start, _)| is_hexadecimal(start)) => {
+                    guest = line.contains("memfd:guest-memory");
+                }
+                _ => {}
+            }
+        }
+        Ok(sum)
+    }
+}
+
+fn is_hexadecimal(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        // Fails when it has ended, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
