@@ -1,13 +1,35 @@
-//! The virtio devices of one microVM, on their event thread.
+//! The virtio devices of one microVM: each behind a window of registers, with a thread of its own.
+
+mod blk;
+mod chain;
+mod interrupt;
+mod mmio;
+mod queue;
+mod rng;
+mod runner;
+mod sys;
+#[cfg(test)]
+mod testing;
+mod vsock;
+
+use std::{io, sync::Arc};
 
 use holdfast_wire::vmm::{Config, DiskStats};
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 
+use self::{
+    blk::{DiskCounters, DiskError},
+    interrupt::Interrupt,
+    mmio::{Identity, Parts, Transport},
+    runner::{Runner, Setting, Worker},
+    vsock::VsockCounters,
+};
 use crate::{
     event::EventSender,
     inherited::{FdError, InheritedFds},
     vm::{
         Memory,
-        wiring::{Wiring, WiringError},
+        wiring::{DEVICE_WINDOW_BYTES, DEVICE_WINDOWS_BASE, Wiring, WiringError},
     },
 };
 
@@ -15,11 +37,23 @@ use crate::{
 pub(crate) enum DeviceError {
     #[error(transparent)]
     Fd(#[from] FdError),
+    #[error("disk {name} cannot be used")]
+    Disk {
+        name: String,
+        #[source]
+        source: DiskError,
+    },
     #[error("device {device} cannot be connected")]
     Wiring {
         device: String,
         #[source]
         source: WiringError,
+    },
+    #[error("device {device} has no thread")]
+    Thread {
+        device: String,
+        #[source]
+        source: io::Error,
     },
 }
 
@@ -31,38 +65,119 @@ pub(crate) struct Window {
     pub(crate) gsi: u32,
 }
 
-/// All devices.
+/// One device before it is connected.
+struct Device {
+    name: String,
+    identity: Identity,
+    worker: Box<dyn Worker>,
+}
+
+/// All devices: the disks in the order of the configuration, then rng, then vsock.
 pub(crate) struct DeviceSet {
     windows: Vec<Window>,
+    /// In the order of `windows`.
+    transports: Vec<Transport>,
+    disks: Vec<Arc<DiskCounters>>,
+    vsock: Arc<VsockCounters>,
 }
 
 impl DeviceSet {
     pub(crate) fn new(
-        _config: &Config,
-        _fds: &mut InheritedFds,
-        _memory: Memory,
-        _wiring: &mut dyn Wiring,
-        _events: EventSender,
+        config: &Config,
+        fds: &mut InheritedFds,
+        memory: Memory,
+        wiring: &mut dyn Wiring,
+        events: EventSender,
     ) -> Result<Self, DeviceError> {
-        Ok(Self { windows: Vec::new() })
+        let mut devices = Vec::new();
+        let mut disks = Vec::new();
+        for disk in &config.disks {
+            let counters = Arc::new(DiskCounters::default());
+            devices.push(blk::device(disk, fds, Arc::clone(&counters))?);
+            disks.push(counters);
+        }
+        devices.push(rng::device());
+        let counters = Arc::new(VsockCounters::default());
+        let listener = fds.take(config.vsock_fd)?.into();
+        devices.push(vsock::device(listener, Arc::clone(&counters), events.clone()));
+
+        let mut set = Self { windows: Vec::new(), transports: Vec::new(), disks, vsock: counters };
+        for device in devices {
+            set.connect(device, &memory, wiring, &events)?;
+        }
+        Ok(set)
+    }
+
+    fn connect(
+        &mut self,
+        device: Device,
+        memory: &Memory,
+        wiring: &mut dyn Wiring,
+        events: &EventSender,
+    ) -> Result<(), DeviceError> {
+        let Device { name, identity, worker } = device;
+        let unwired = |source| DeviceError::Wiring { device: name.clone(), source };
+        let base = DEVICE_WINDOWS_BASE + DEVICE_WINDOW_BYTES * self.windows.len() as u64;
+        let line = wiring.interrupt().map_err(unwired)?;
+        let doorbell = base + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY);
+        let kicks = (0..)
+            .zip(identity.queue_sizes)
+            .map(|(queue, _)| wiring.doorbell(doorbell, queue).map(Arc::new))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(unwired)?;
+        let interrupt = Arc::new(Interrupt::new(line.irqfd));
+        let setting = Setting {
+            name: name.clone(),
+            kicks: kicks.clone(),
+            interrupt: Arc::clone(&interrupt),
+            memory: memory.clone(),
+            events: events.clone(),
+        };
+        let runner = Runner::spawn(setting, worker)
+            .map_err(|source| DeviceError::Thread { device: name.clone(), source })?;
+        self.windows.push(Window { base, len: DEVICE_WINDOW_BYTES, gsi: line.gsi });
+        let (memory, events) = (memory.clone(), events.clone());
+        let parts = Parts { name, identity, interrupt, kicks, memory, runner, events };
+        self.transports.push(Transport::new(parts));
+        Ok(())
     }
 
     pub(crate) fn windows(&self) -> &[Window] {
         &self.windows
     }
 
-    pub(crate) fn read(&self, _base: u64, _offset: u64, data: &mut [u8]) {
-        data.fill(0xff);
+    /// A load by a vCPU from the window at `base`.
+    pub(crate) fn read(&self, base: u64, offset: u64, data: &mut [u8]) {
+        match self.at(base) {
+            Some(transport) => transport.read(offset, data),
+            None => data.fill(0xff),
+        }
     }
 
-    pub(crate) fn write(&self, _base: u64, _offset: u64, _data: &[u8]) {}
+    /// A store by a vCPU into the window at `base`.
+    pub(crate) fn write(&self, base: u64, offset: u64, data: &[u8]) {
+        if let Some(transport) = self.at(base) {
+            transport.write(offset, data);
+        }
+    }
 
-    pub(crate) fn pause(&self) {}
+    fn at(&self, base: u64) -> Option<&Transport> {
+        let index = base.checked_sub(DEVICE_WINDOWS_BASE)? / DEVICE_WINDOW_BYTES;
+        self.transports.get(usize::try_from(index).ok()?)
+    }
 
-    pub(crate) fn resume(&self) {}
+    /// On return no request is in flight, and none is begun before [`Self::resume`].
+    pub(crate) fn pause(&self) {
+        self.transports.iter().for_each(|transport| transport.runner().pause());
+    }
+
+    pub(crate) fn resume(&self) {
+        self.transports.iter().for_each(|transport| transport.runner().resume());
+    }
 
     /// Per disk, then vsock bytes received from and sent to the guest.
     pub(crate) fn stats(&self) -> (Vec<DiskStats>, u64, u64) {
-        (Vec::new(), 0, 0)
+        let disks = self.disks.iter().map(|disk| disk.read()).collect();
+        (disks, self.vsock.received(), self.vsock.sent())
     }
 }

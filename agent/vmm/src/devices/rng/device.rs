@@ -1,0 +1,22 @@
+//! What the driver sees: no configuration, one queue.
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+
+use super::{state::State, worker::RngWorker};
+use crate::devices::{Device, mmio::Identity};
+
+/// Linux keeps one request in flight.
+const QUEUE_SIZES: &[u16] = &[16];
+
+pub(in crate::devices) fn device() -> Device {
+    Device {
+        name: "rng".to_owned(),
+        identity: Identity {
+            kind: VIRTIO_ID_RNG,
+            features: 0,
+            config: Vec::new(),
+            queue_sizes: QUEUE_SIZES,
+        },
+        worker: Box::new(RngWorker::new(State::default())),
+    }
+}

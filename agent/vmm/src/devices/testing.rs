@@ -1,0 +1,1 @@
+//! Driver side of queues for device tests.

@@ -1,0 +1,10 @@
+//! What a snapshot keeps of the socket device: no connection. Their host ends do not outlive this
+//! process; the guest is told by a transport reset.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct State {
+    /// PID 1 knocked since the driver started the device. It is reported once.
+    pub(super) ready_reported: bool,
+}

@@ -1,0 +1,91 @@
+//! All connections, each under the port number it has on the host side.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    os::unix::net::UnixStream,
+};
+
+use super::connection::Connection;
+
+/// Connections at a time. Each may hold 64 KiB of the guest's data for a host client that does not
+/// read, so this bounds the memory a guest can make us use to 16 MiB.
+pub(super) const CONNECTIONS_MAX: usize = 256;
+/// Host ports count up from here; they only tell connections apart.
+const PORT_FIRST: u32 = 1 << 30;
+
+pub(super) struct Table {
+    connections: BTreeMap<u32, Connection>,
+    /// Ports of connections that may have something to do, each once.
+    waiting: VecDeque<u32>,
+    next_port: u32,
+}
+
+impl Table {
+    pub(super) fn new() -> Self {
+        Self { connections: BTreeMap::new(), waiting: VecDeque::new(), next_port: PORT_FIRST }
+    }
+
+    /// Takes a client in under a port of its own. Gives it back when there are too many.
+    pub(super) fn add(&mut self, stream: UnixStream) -> Result<u32, UnixStream> {
+        if self.connections.len() >= CONNECTIONS_MAX {
+            let settled = self.connections.iter().find(|(_, it)| it.waits_for_guest_only());
+            match settled.map(|(port, _)| *port) {
+                // The guest does not answer; should it ever, it gets a reset.
+                Some(port) => self.remove(port),
+                None => return Err(stream),
+            }
+        }
+        let port = self.free_port();
+        self.connections.insert(port, Connection::new(stream, port));
+        self.wake(port);
+        Ok(port)
+    }
+
+    fn free_port(&mut self) -> u32 {
+        // Ends: there are far more numbers than connections.
+        while self.connections.contains_key(&self.next_port) {
+            self.step();
+        }
+        let port = self.next_port;
+        self.step();
+        port
+    }
+
+    fn step(&mut self) {
+        self.next_port = self.next_port.checked_add(1).unwrap_or(PORT_FIRST);
+    }
+
+    pub(super) fn get(&mut self, port: u32) -> Option<&mut Connection> {
+        self.connections.get_mut(&port)
+    }
+
+    /// Puts a connection in line to be looked at.
+    pub(super) fn wake(&mut self, port: u32) {
+        if !self.waiting.contains(&port) {
+            self.waiting.push_back(port);
+        }
+    }
+
+    /// The next connection in line.
+    pub(super) fn next_waiting(&mut self) -> Option<u32> {
+        self.waiting.pop_front()
+    }
+
+    pub(super) fn any_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    pub(super) fn remove(&mut self, port: u32) {
+        self.connections.remove(&port);
+        self.waiting.retain(|other| *other != port);
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.connections.clear();
+        self.waiting.clear();
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.connections.len()
+    }
+}

@@ -1,0 +1,295 @@
+//! Moves packets between the queues and the connections.
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::{
+        fd::AsRawFd,
+        unix::net::{UnixListener, UnixStream},
+    },
+    sync::Arc,
+};
+
+use holdfast_wire::vmm::{GUEST_CID, READY_PORT};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::{
+    counters::VsockCounters,
+    packet::{HEADER_BYTES, HOST_CID, Header, TYPE_STREAM, op},
+    state::State,
+    table::Table,
+};
+use crate::{
+    devices::{
+        chain::{Buffer, Chain},
+        queue::{Broken, Progress, Ring},
+        runner::Worker,
+    },
+    event::{Event, EventSender},
+    vm::Memory,
+};
+
+/// Packets handled in one go, each way.
+const BATCH: usize = 64;
+/// Resets waiting for the guest to offer buffers. While they are this many its packets are left in
+/// the queue: a guest that does not listen is not listened to.
+const REFUSALS_MAX: usize = 128;
+/// Token of the listener; a connection's is its port, which is larger.
+const LISTENER: u64 = 0;
+
+pub(super) struct VsockWorker {
+    listener: UnixListener,
+    epoll: Option<Arc<Epoll>>,
+    table: Table,
+    refusals: VecDeque<Header>,
+    /// The driver has started the device.
+    running: bool,
+    state: State,
+    counters: Arc<VsockCounters>,
+    events: EventSender,
+}
+
+impl VsockWorker {
+    pub(super) fn new(
+        listener: UnixListener,
+        state: State,
+        counters: Arc<VsockCounters>,
+        events: EventSender,
+    ) -> Self {
+        Self {
+            listener,
+            epoll: None,
+            table: Table::new(),
+            refusals: VecDeque::new(),
+            running: false,
+            state,
+            counters,
+            events,
+        }
+    }
+
+    fn accept(&mut self) {
+        loop {
+            match self.listener.accept() {
+                // Without a driver nobody can answer: the client sees its connection end.
+                Ok(_) if !self.running => {}
+                Ok((stream, _)) => {
+                    if let Err(error) = self.take_in(stream) {
+                        log::warn!(error:%; "vsock client not taken in");
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    // The next client to come makes us try again.
+                    log::warn!(error:%; "vsock client not accepted");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn take_in(&mut self, stream: UnixStream) -> io::Result<()> {
+        stream.set_nonblocking(true)?;
+        let fd = stream.as_raw_fd();
+        let Ok(port) = self.table.add(stream) else {
+            log::warn!(open = self.table.len(); "vsock client refused: too many connections");
+            return Ok(());
+        };
+        // Edge-triggered: a stream that cannot move for want of buffers or credit stays silent
+        // instead of waking us over and over.
+        let wanted =
+            EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        let event = EpollEvent::new(wanted, u64::from(port));
+        let watched = match &self.epoll {
+            Some(epoll) => epoll.ctl(ControlOperation::Add, fd, event),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        };
+        watched.inspect_err(|_| self.table.remove(port))
+    }
+
+    /// A packet of the guest.
+    fn hear(&mut self, chain: Chain<'_>) -> Result<(), Broken> {
+        chain.only_readable()?;
+        let mut data = chain.readable;
+        let bytes = data.len();
+        let header = data.read().ok_or(Broken::TooShort { what: "a packet's header", bytes })?;
+        let header = Header::from_bytes(&header);
+        let announced = usize::try_from(header.len).unwrap_or(usize::MAX);
+        if announced > data.len() {
+            return Err(Broken::TooShort { what: "the data its packet announces", bytes });
+        }
+        // Packets from or to anybody else lead nowhere; there is nobody to answer to.
+        if header.source_cid == GUEST_CID && header.target_cid == HOST_CID {
+            self.dispatch(&header, data.take(announced));
+        }
+        Ok(())
+    }
+
+    fn dispatch(&mut self, header: &Header, data: Buffer<'_>) {
+        let known = self
+            .table
+            .get(header.target_port)
+            .filter(|it| header.kind == TYPE_STREAM && it.is_with(header.source_port));
+        if let Some(connection) = known {
+            let bytes = connection.hear(header, data);
+            self.counters.add_from_guest(bytes);
+            self.table.wake(header.target_port);
+            return;
+        }
+        let knock = header.op == op::REQUEST
+            && header.kind == TYPE_STREAM
+            && header.target_port == READY_PORT;
+        if knock && !self.state.ready_reported {
+            self.state.ready_reported = true;
+            self.events.send(Event::GuestReady);
+        }
+        // A reset is never answered by a reset.
+        if header.op != op::RESET {
+            self.refusals.push_back(header.refusal());
+        }
+    }
+
+    fn send_refusals(&mut self, receiver: &mut Receiver<'_>) -> Result<(), Broken> {
+        while !self.refusals.is_empty()
+            && let Some(mut packet) = receiver.next()?
+        {
+            // Checked above; only this thread takes any.
+            if let Some(header) = self.refusals.pop_front() {
+                packet.header.write(&header.to_bytes());
+                receiver.send(packet.head, HEADER_BYTES)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets every connection in line do what it can, one packet at a time and in turn.
+    fn serve_connections(&mut self, receiver: &mut Receiver<'_>) -> Result<(), Broken> {
+        let mut starved = Vec::new();
+        let mut sent = 0;
+        while sent < BATCH
+            && let Some(port) = self.table.next_waiting()
+        {
+            let Some(connection) = self.table.get(port) else { continue };
+            connection.advance();
+            if connection.is_over() {
+                self.table.remove(port);
+                continue;
+            }
+            if !connection.has_packet() {
+                continue;
+            }
+            let Some(mut packet) = receiver.next()? else {
+                starved.push(port);
+                continue;
+            };
+            if let Some(header) = connection.next_packet(packet.data) {
+                packet.header.write(&header.to_bytes());
+                let bytes = usize::try_from(header.len).unwrap_or(0);
+                receiver.send(packet.head, HEADER_BYTES + bytes)?;
+                self.counters.add_to_guest(u64::from(header.len));
+                sent += 1;
+            } else {
+                receiver.put_back();
+            }
+            // It may have more to say, or be over.
+            self.table.wake(port);
+        }
+        starved.into_iter().for_each(|port| self.table.wake(port));
+        Ok(())
+    }
+}
+
+impl Worker for VsockWorker {
+    fn watch(&mut self, epoll: &Arc<Epoll>) -> io::Result<()> {
+        self.listener.set_nonblocking(true)?;
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, LISTENER);
+        epoll.ctl(ControlOperation::Add, self.listener.as_raw_fd(), event)?;
+        self.epoll = Some(Arc::clone(epoll));
+        Ok(())
+    }
+
+    fn start(&mut self) {
+        self.running = true;
+    }
+
+    fn ready(&mut self, token: u64, events: EventSet) {
+        if token == LISTENER {
+            return self.accept();
+        }
+        // A connection that ended in this turn may still have an event.
+        let Ok(port) = u32::try_from(token) else { return };
+        if let Some(connection) = self.table.get(port) {
+            connection.note(events);
+            self.table.wake(port);
+        }
+    }
+
+    fn work(&mut self, rings: &mut [Ring], memory: &Memory) -> Result<Progress, Broken> {
+        let [receive, transmit, _events] = rings else { return Ok(Progress::Idle) };
+        let mut receiver = Receiver { ring: receive, memory, starved: false };
+        self.send_refusals(&mut receiver)?;
+        // A packet causes one refusal at most.
+        let batch = BATCH.min(REFUSALS_MAX - self.refusals.len());
+        let heard = transmit.serve(memory, batch, |chain| self.hear(chain).map(|()| 0))?;
+        self.serve_connections(&mut receiver)?;
+        self.send_refusals(&mut receiver)?;
+
+        let stuck = receiver.starved && self.refusals.len() >= REFUSALS_MAX;
+        let to_hear = heard == Progress::More && !stuck;
+        let to_say = self.table.any_waiting() && !receiver.starved;
+        Ok(if to_hear || to_say { Progress::More } else { Progress::Idle })
+    }
+
+    fn reset(&mut self) {
+        self.running = false;
+        self.table.clear();
+        self.refusals.clear();
+        self.state = State::default();
+    }
+}
+
+/// The queue with the buffers in which the guest receives.
+struct Receiver<'a> {
+    ring: &'a mut Ring,
+    memory: &'a Memory,
+    /// No buffer is left; the driver was asked to kick when it offers one.
+    starved: bool,
+}
+
+/// A buffer for one packet.
+struct Packet<'m> {
+    head: u16,
+    header: Buffer<'m>,
+    /// Never empty.
+    data: Buffer<'m>,
+}
+
+impl<'a> Receiver<'a> {
+    fn next(&mut self) -> Result<Option<Packet<'a>>, Broken> {
+        loop {
+            if let Some(chain) = self.ring.next(self.memory)? {
+                chain.only_writable()?;
+                let mut data = chain.writable;
+                let bytes = data.len();
+                let header = data.take(HEADER_BYTES);
+                if data.is_empty() {
+                    return Err(Broken::TooShort { what: "any packet with data", bytes });
+                }
+                return Ok(Some(Packet { head: chain.head, header, data }));
+            }
+            if !self.ring.ask_for_kick(self.memory)? {
+                self.starved = true;
+                return Ok(None);
+            }
+        }
+    }
+
+    fn put_back(&mut self) {
+        self.ring.put_back();
+    }
+
+    fn send(&mut self, head: u16, written: usize) -> Result<(), Broken> {
+        self.ring.give_back(self.memory, head, written)
+    }
+}
