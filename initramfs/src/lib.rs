@@ -7,5 +7,6 @@
 
 mod cpio;
 pub mod guest;
+pub mod host;
 
 pub use cpio::{Cpio, CpioError};
