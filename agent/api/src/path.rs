@@ -1,0 +1,77 @@
+//! Paths of the API, for clients. The daemon's router is tested against them.
+
+use holdfast_model::GroupKey;
+
+/// Provider part of the ARM paths.
+pub const ARM_PROVIDER: &str = "providers/Microsoft.App/sandboxGroups";
+
+/// Data plane of one group.
+pub fn group(key: &GroupKey) -> String {
+    let (subscription, resource_group) = (key.subscription(), key.resource_group());
+    let name = key.name();
+    format!("/subscriptions/{subscription}/resourceGroups/{resource_group}/sandboxGroups/{name}")
+}
+
+/// Groups of a subscription's resource group, as ARM has them.
+pub fn arm_groups(subscription: &str, resource_group: &str) -> String {
+    format!("/subscriptions/{subscription}/resourceGroups/{resource_group}/{ARM_PROVIDER}")
+}
+
+/// One group as ARM has it; also its `id`.
+pub fn arm_group(key: &GroupKey) -> String {
+    format!("{}/{}", arm_groups(key.subscription(), key.resource_group()), key.name())
+}
+
+pub fn sandboxes(key: &GroupKey) -> String {
+    format!("{}/sandboxes", group(key))
+}
+
+pub fn sandbox(key: &GroupKey, id: &str) -> String {
+    format!("{}/sandboxes/{id}", group(key))
+}
+
+pub fn execute_shell_command(key: &GroupKey, id: &str) -> String {
+    format!("{}/executeShellCommand", sandbox(key, id))
+}
+
+pub fn files(key: &GroupKey, id: &str) -> String {
+    format!("{}/files", sandbox(key, id))
+}
+
+pub fn disk_images(key: &GroupKey) -> String {
+    format!("{}/diskimages", group(key))
+}
+
+pub fn disk_image(key: &GroupKey, id: &str) -> String {
+    format!("{}/diskimages/{id}", group(key))
+}
+
+pub fn public_disk_images(key: &GroupKey) -> String {
+    format!("{}/diskimages/public", group(key))
+}
+
+/// What a sandbox is made of on the node: [`crate::node::SandboxDetails`].
+pub fn details(key: &GroupKey, id: &str) -> String {
+    format!("/v1{}/details", sandbox(key, id))
+}
+
+/// Exec with streams, over WebSocket: see [`crate::stream`].
+pub fn exec(key: &GroupKey, id: &str) -> String {
+    format!("/v1{}/exec", sandbox(key, id))
+}
+
+/// How far the making of a disk image is: [`crate::node::ImageProgress`].
+pub fn progress(key: &GroupKey, id: &str) -> String {
+    format!("/v1{}/progress", disk_image(key, id))
+}
+
+/// PUT of an archive; with the query parameter `name`.
+pub fn import(key: &GroupKey) -> String {
+    format!("/v1{}/images:import", group(key))
+}
+
+pub const NODE: &str = "/v1/node";
+pub const IMAGES_GC: &str = "/v1/images:gc";
+pub const CA: &str = "/v1/ca.pem";
+pub const HEALTHZ: &str = "/healthz";
+pub const READYZ: &str = "/readyz";

@@ -1,0 +1,351 @@
+//! Sandboxes: the create request, its conversion to a spec, and the answer.
+
+use std::collections::BTreeMap;
+
+use holdfast_model::{
+    DiskImageId, GroupKey, Mib, MilliCpu, Resources, SandboxId, SandboxSpec, State,
+    sandbox::ImageSource,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    decode::BadBody,
+    labels::{self, Labels},
+    lifecycle::Lifecycle,
+    path,
+};
+
+/// Bytes of all environment names and values: what Linux lets a program be started with, less room
+/// for the image's own.
+const ENVIRONMENT_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes of an entrypoint or a cmd, for the same reason.
+const ARGUMENTS_BYTES_MAX: usize = 64 * 1024;
+
+/// Longest name of a public disk image, in bytes.
+pub const PUBLIC_NAME_BYTES_MAX: usize = 128;
+
+/// Body of `PUT …/sandboxes`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CreateSandbox {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sources_ref: Option<SourcesRef>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourcesBody>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lifecycle: Option<Lifecycle>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Labels>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub environment: Option<BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cmd: Option<Vec<String>>,
+
+    // Fields of the contract that this node does not carry out yet. They are read so that they can
+    // be refused by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset_sandbox_type: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress_policy: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ports: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skip_egress_proxy: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub customer_vnet_connection_name: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vmm_type: Option<Value>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SourcesRef {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_image: Option<DiskImageRef>,
+    /// Not carried out yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Value>,
+}
+
+/// Either an id, or the name of a public image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DiskImageRef {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub is_public: Option<bool>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResourcesBody {
+    pub cpu: String,
+    pub memory: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+}
+
+/// One sandbox as every call answers it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sandbox {
+    pub id: String,
+    pub state: PublicState,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_details: Option<StateDetails>,
+    #[serde(default)]
+    pub labels: Labels,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourcesBody>,
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox_group_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lifecycle: Option<Lifecycle>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sources_ref: Option<SourcesRef>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cmd: Option<Vec<String>>,
+}
+
+/// States by their public names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum PublicState {
+    Creating,
+    Running,
+    Deleting,
+    Failed,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StateDetails {
+    /// Why the sandbox is Failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+impl From<State> for PublicState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Creating => Self::Creating,
+            State::Running => Self::Running,
+            State::Deleting => Self::Deleting,
+            State::Failed => Self::Failed,
+        }
+    }
+}
+
+impl PublicState {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "Creating",
+            Self::Running => "Running",
+            Self::Deleting => "Deleting",
+            Self::Failed => "Failed",
+        }
+    }
+}
+
+impl Sandbox {
+    /// The answer for a sandbox of this id, group, spec and state. `failure`: why it is Failed;
+    /// `created_at`: RFC 3339.
+    pub fn new(
+        id: &SandboxId,
+        group: &GroupKey,
+        spec: &SandboxSpec,
+        state: State,
+        failure: Option<&str>,
+        created_at: String,
+    ) -> Self {
+        let disk_image = match &spec.image {
+            ImageSource::Disk(id) => {
+                DiskImageRef { id: Some(id.to_string()), ..DiskImageRef::default() }
+            }
+            ImageSource::Public(name) => {
+                DiskImageRef { id: None, name: Some(name.clone()), is_public: Some(true) }
+            }
+        };
+        let Resources { cpu, memory, disk } = spec.resources;
+        Self {
+            id: id.to_string(),
+            state: state.into(),
+            state_details: failure.map(|why| StateDetails { failure: Some(why.to_owned()) }),
+            labels: spec.labels.clone(),
+            resources: Some(ResourcesBody {
+                cpu: cpu.to_string(),
+                memory: memory.to_string(),
+                disk: Some(disk.to_string()),
+            }),
+            environment: spec.environment.clone(),
+            sandbox_group_id: Some(path::arm_group(group)),
+            // It was written by the conversion below, so it reads back.
+            lifecycle: spec.lifecycle_json.as_deref().and_then(|s| serde_json::from_str(s).ok()),
+            sources_ref: Some(SourcesRef { disk_image: Some(disk_image), snapshot: None }),
+            created_at: Some(created_at),
+            entrypoint: spec.entrypoint.clone(),
+            cmd: spec.cmd.clone(),
+        }
+    }
+}
+
+impl TryFrom<CreateSandbox> for SandboxSpec {
+    type Error = BadBody;
+
+    fn try_from(request: CreateSandbox) -> Result<Self, BadBody> {
+        refuse_unsupported(&request)?;
+        let image = image_source(request.sources_ref)?;
+        let resources = match request.resources {
+            Some(body) => resources(&body)?,
+            None => Resources::DEFAULT,
+        };
+        let labels = request.labels.unwrap_or_default();
+        labels::check(&labels)?;
+        let environment = request.environment.unwrap_or_default();
+        check_environment(&environment)?;
+        check_arguments("entrypoint", request.entrypoint.as_deref())?;
+        check_arguments("cmd", request.cmd.as_deref())?;
+        if let Some(lifecycle) = &request.lifecycle {
+            lifecycle.check()?;
+        }
+        let to_text = |value: &Lifecycle| {
+            serde_json::to_string(value)
+                .map_err(|error| BadBody::shape("lifecycle", error.to_string()))
+        };
+        Ok(Self {
+            image,
+            resources,
+            labels,
+            environment,
+            entrypoint: request.entrypoint,
+            cmd: request.cmd,
+            lifecycle_json: request.lifecycle.as_ref().map(to_text).transpose()?,
+        })
+    }
+}
+
+/// Refuses what would be dropped. An empty list and `false` ask for nothing and are let through.
+fn refuse_unsupported(request: &CreateSandbox) -> Result<(), BadBody> {
+    let snapshot = request.sources_ref.as_ref().and_then(|source| source.snapshot.as_ref());
+    let fields = [
+        ("presetSandboxType", request.preset_sandbox_type.as_ref()),
+        ("sourcesRef.snapshot", snapshot),
+        ("connections", request.connections.as_ref()),
+        ("egressPolicy", request.egress_policy.as_ref()),
+        ("volumes", request.volumes.as_ref()),
+        ("ports", request.ports.as_ref()),
+        ("skipEgressProxy", request.skip_egress_proxy.as_ref()),
+        ("customerVnetConnectionName", request.customer_vnet_connection_name.as_ref()),
+        ("vmmType", request.vmm_type.as_ref()),
+    ];
+    let asks = |value: &Value| match value {
+        Value::Bool(flag) => *flag,
+        Value::Array(items) => !items.is_empty(),
+        _ => true,
+    };
+    let asked = fields.into_iter().find(|(_, value)| value.is_some_and(asks));
+    asked.map_or(Ok(()), |(field, _)| Err(BadBody::NotYet { field }))
+}
+
+fn image_source(sources: Option<SourcesRef>) -> Result<ImageSource, BadBody> {
+    const FIELD: &str = "sourcesRef.diskImage";
+    let Some(image) = sources.and_then(|sources| sources.disk_image) else {
+        let reason = "'sourcesRef' is required when not using a preset sandbox type";
+        return Err(BadBody::shape("sourcesRef", reason));
+    };
+    match image {
+        DiskImageRef { id: Some(id), name: None, is_public: None | Some(false) } => id
+            .parse::<DiskImageId>()
+            .map(ImageSource::Disk)
+            .map_err(|error| BadBody::shape("sourcesRef.diskImage.id", error.to_string())),
+        DiskImageRef { id: None, name: Some(name), is_public: Some(true) } => {
+            check_public_name(&name)
+                .map_err(|reason| BadBody::shape("sourcesRef.diskImage.name", reason))?;
+            Ok(ImageSource::Public(name))
+        }
+        _ => Err(BadBody::shape(FIELD, "must be an id, or a name with isPublic true")),
+    }
+}
+
+/// Whether `name` can be the name of a public disk image.
+pub fn check_public_name(name: &str) -> Result<(), String> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
+    let fits = (1..=PUBLIC_NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(allowed)
+        && name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+        && !name.contains("..");
+    if fits {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(40).collect();
+    Err(format!(
+        "{shown:?} is not the name of a public image: up to {PUBLIC_NAME_BYTES_MAX} letters, digits \
+         and -_.: without '..'"
+    ))
+}
+
+fn resources(body: &ResourcesBody) -> Result<Resources, BadBody> {
+    fn amount<T: std::str::FromStr>(field: &str, text: &str) -> Result<T, BadBody>
+    where
+        T::Err: std::fmt::Display,
+    {
+        text.parse().map_err(|error: T::Err| BadBody::shape(field, error.to_string()))
+    }
+    let cpu: MilliCpu = amount("resources.cpu", &body.cpu)?;
+    let memory: Mib = amount("resources.memory", &body.memory)?;
+    let disk = body.disk.as_deref().map(|text| amount("resources.disk", text)).transpose()?;
+    Ok(Resources::new(cpu, memory, disk)?)
+}
+
+fn check_environment(environment: &BTreeMap<String, String>) -> Result<(), BadBody> {
+    let mut bytes = 0;
+    for (name, value) in environment {
+        bytes += name.len() + value.len() + 2;
+        let name_fits = !name.is_empty() && !name.contains(['=', '\0']);
+        if !name_fits || value.contains('\0') {
+            let field = format!("environment.{}", name.chars().take(40).collect::<String>());
+            return Err(BadBody::shape(field, "a name has no '=', and neither part has a NUL"));
+        }
+    }
+    if bytes > ENVIRONMENT_BYTES_MAX {
+        let reason = format!("longer than {ENVIRONMENT_BYTES_MAX} bytes");
+        return Err(BadBody::shape("environment", reason));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_arguments(
+    field: &'static str,
+    arguments: Option<&[String]>,
+) -> Result<(), BadBody> {
+    let arguments = arguments.unwrap_or_default();
+    if arguments.iter().any(|argument| argument.contains('\0')) {
+        return Err(BadBody::shape(field, "an argument has no NUL"));
+    }
+    if arguments.first().is_some_and(String::is_empty) {
+        return Err(BadBody::shape(field, "the first argument must not be empty"));
+    }
+    if arguments.iter().map(|argument| argument.len() + 1).sum::<usize>() > ARGUMENTS_BYTES_MAX {
+        return Err(BadBody::shape(field, format!("longer than {ARGUMENTS_BYTES_MAX} bytes")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

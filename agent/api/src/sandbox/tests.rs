@@ -1,0 +1,167 @@
+//! Bodies as the SDK sends and reads them.
+
+use super::*;
+use crate::{decode::decode, error::Code};
+
+const MINIMAL: &str = r#"{"sourcesRef":{"diskImage":{"name":"debian","isPublic":true}}}"#;
+
+/// What the published SDK sends for a create with every served option.
+const FULL: &str = r#"{
+    "sourcesRef": {"diskImage": {"id": "aaaaaaaaaaaaaaaaaaaa"}},
+    "resources": {"cpu": "500m", "memory": "1024Mi", "disk": "10Gi"},
+    "lifecycle": {"autoSuspendPolicy": {"enabled": true, "interval": 300, "mode": "Memory"}},
+    "labels": {"app": "web"},
+    "environment": {"A": "1"},
+    "entrypoint": ["/bin/x"],
+    "cmd": ["a", ""],
+    "ports": [], "volumes": [], "connections": [], "skipEgressProxy": false
+}"#;
+
+fn spec(text: &str) -> Result<SandboxSpec, BadBody> {
+    decode::<CreateSandbox>(text.as_bytes()).and_then(SandboxSpec::try_from)
+}
+
+/// The minimal request with one more field.
+fn with(field: &str) -> String {
+    format!("{},{field}}}", MINIMAL.strip_suffix('}').unwrap())
+}
+
+#[test]
+fn the_smallest_request_is_a_sandbox_of_the_default_tier() {
+    let spec = spec(MINIMAL).unwrap();
+    assert_eq!(spec.image, ImageSource::Public("debian".to_owned()));
+    assert_eq!(spec.resources, Resources::DEFAULT);
+}
+
+#[test]
+fn every_served_field_reaches_the_spec() {
+    let spec = spec(FULL).unwrap();
+    assert_eq!(spec.image, ImageSource::Disk("aaaaaaaaaaaaaaaaaaaa".parse().unwrap()));
+    assert_eq!(
+        spec.resources,
+        Resources { cpu: MilliCpu(500), memory: Mib(1024), disk: Mib(10240) }
+    );
+    assert_eq!(spec.labels["app"], "web");
+    assert_eq!(spec.environment["A"], "1");
+    assert_eq!(spec.entrypoint.as_deref().unwrap(), ["/bin/x"]);
+    assert_eq!(spec.cmd.as_deref().unwrap(), ["a", ""]);
+    let lifecycle = r#"{"autoSuspendPolicy":{"enabled":true,"interval":300,"mode":"Memory"}}"#;
+    assert_eq!(spec.lifecycle_json.as_deref().unwrap(), lifecycle);
+}
+
+#[test]
+fn a_field_that_is_not_carried_out_is_refused_by_name() {
+    let cases = [
+        ("presetSandboxType", r#""code""#),
+        ("connections", r#"["c"]"#),
+        ("egressPolicy", r#"{"defaultAction":"Allow"}"#),
+        ("volumes", r#"[{"volumeName":"v","mountpoint":"/v"}]"#),
+        ("ports", r#"[{"port":80}]"#),
+        ("skipEgressProxy", "true"),
+        ("customerVnetConnectionName", r#""v""#),
+        ("vmmType", r#""x""#),
+    ];
+    for (field, value) in cases {
+        let error = spec(&with(&format!("\"{field}\":{value}"))).unwrap_err();
+        assert_eq!(error, BadBody::NotYet { field });
+        assert_eq!(error.code(), Code::UnsupportedField);
+    }
+    let error = spec(r#"{"sourcesRef":{"snapshot":{"id":"s"}}}"#).unwrap_err();
+    assert_eq!(error, BadBody::NotYet { field: "sourcesRef.snapshot" });
+}
+
+#[test]
+fn a_value_that_cannot_be_worked_with_is_refused_by_its_field() {
+    let cases = [
+        (r#""labels":{"a=b":"c"}"#, "labels.a=b: "),
+        (r#""environment":{"A=B":"c"}"#, "environment.A=B: "),
+        ("\"environment\":{\"A\":\"\\u0000\"}", "environment.A: "),
+        (r#""entrypoint":[""]"#, "entrypoint: "),
+        ("\"cmd\":[\"\\u0000\"]", "cmd: "),
+        (r#""resources":{"cpu":"1","memory":"2048"}"#, "resources.memory: "),
+        (r#""resources":{"cpu":"x","memory":"2Gi"}"#, "resources.cpu: "),
+        (r#""resources":{"cpu":"1","memory":"2Gi","disk":"big"}"#, "resources.disk: "),
+        (
+            r#""lifecycle":{"autoSuspendPolicy":{"enabled":true,"interval":0}}"#,
+            "lifecycle.autoSuspendPolicy.interval: ",
+        ),
+        (
+            r#""lifecycle":{"autoSuspendPolicy":{"enabled":true,"mode":"Sleep"}}"#,
+            "lifecycle.autoSuspendPolicy.mode: ",
+        ),
+    ];
+    for (field, start) in cases {
+        let error = spec(&with(field)).unwrap_err();
+        assert_eq!(error.code(), Code::InvalidRequest, "{field}");
+        assert!(error.to_string().starts_with(start), "{error}");
+    }
+}
+
+#[test]
+fn a_body_of_arguments_or_environment_over_its_limit_is_refused() {
+    let long = "x".repeat(ARGUMENTS_BYTES_MAX);
+    for (field, name) in [
+        (format!(r#""cmd":["{long}"]"#), "cmd: "),
+        (format!(r#""environment":{{"A":"{long}"}}"#), "environment: "),
+    ] {
+        assert!(spec(&with(&field)).unwrap_err().to_string().starts_with(name));
+    }
+}
+
+#[test]
+fn amounts_outside_the_tiers_have_their_own_code() {
+    let error = spec(&with(r#""resources":{"cpu":"250m","memory":"8Gi"}"#)).unwrap_err();
+    assert_eq!(error.code(), Code::InvalidResourceTier);
+}
+
+#[test]
+fn no_source_or_two_of_them_is_refused() {
+    let cases = [
+        "{}",
+        r#"{"sourcesRef":{}}"#,
+        r#"{"sourcesRef":{"diskImage":{}}}"#,
+        r#"{"sourcesRef":{"diskImage":{"name":"debian"}}}"#,
+        r#"{"sourcesRef":{"diskImage":{"name":"debian","isPublic":true,"id":"a"}}}"#,
+    ];
+    for text in cases {
+        let error = spec(text).unwrap_err();
+        assert!(error.to_string().starts_with("sourcesRef"), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_public_name_cannot_climb_out_of_its_folder() {
+    for name in ["..", "a/b", "../etc", "a..b", ".hidden", "", &"x".repeat(129)] {
+        assert!(check_public_name(name).is_err(), "{name}");
+    }
+    for name in ["debian", "python-3.12", "debian:trixie"] {
+        assert_eq!(check_public_name(name), Ok(()));
+    }
+}
+
+#[test]
+fn the_answer_has_the_form_the_sdk_reads() {
+    let spec = spec(FULL).unwrap();
+    let id = "bbbbbbbbbbbbbbbbbbbb".parse().unwrap();
+    let time = "2026-01-02T03:04:05Z".to_owned();
+    let group = GroupKey::local_default();
+    let sandbox = Sandbox::new(&id, &group, &spec, State::Failed, Some("the VMM ended"), time);
+    let golden = include_str!("golden.json");
+    assert_eq!(serde_json::to_string_pretty(&sandbox).unwrap(), golden.trim_end());
+    assert_eq!(serde_json::from_str::<Sandbox>(golden).unwrap(), sandbox);
+}
+
+#[test]
+fn a_request_made_by_a_client_of_ours_is_read_as_it_was_meant() {
+    let request: CreateSandbox = decode(FULL.as_bytes()).unwrap();
+    let sent = serde_json::to_vec(&request).unwrap();
+    assert_eq!(decode::<CreateSandbox>(&sent).unwrap(), request);
+}
+
+#[test]
+fn a_state_is_printed_as_it_is_sent() {
+    for state in State::ALL.map(PublicState::from) {
+        let sent = serde_json::to_value(state).unwrap();
+        assert_eq!(sent, state.as_str());
+    }
+}
