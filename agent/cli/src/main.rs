@@ -1,3 +1,112 @@
-//! The command line: a client of the public API like any other.
+//! `holdfast`: the command line, a client of the public API like any other.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod args;
+mod client;
+mod connection;
+mod doctor;
+mod error;
+mod exec;
+mod image;
+mod node;
+mod output;
+mod run;
+mod sandbox;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::{CommandFactory, Parser};
+
+use args::{Args, Command, ImageCommand, NodeCommand, SandboxCommand};
+use client::Client;
+use error::CliError;
+
+/// Exit code for a command line that cannot be understood.
+const WRONG_LINE: u8 = 2;
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Clap's own form: usage errors to stderr, `--help` to stdout.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(WRONG_LINE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return report(&CliError::Host(format!("cannot start threads: {error}"))),
+    };
+    let outcome = runtime.block_on(carry_out(args));
+    // A thread may still sit in a read of stdin, which nothing ends.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(code) => code,
+        Err(error) => report(&error),
+    }
+}
+
+/// Prints an error with its causes and its remedy.
+fn report(error: &CliError) -> ExitCode {
+    let mut text = format!("holdfast: {error}");
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.ends_with(&inner_text) {
+            text.push_str(&format!(": {inner_text}"));
+        }
+        cause = inner.source();
+    }
+    if let Some(hint) = error.hint() {
+        text.push_str(&format!("\n  hint: {hint}"));
+    }
+    let _ = writeln!(io::stderr(), "{text}");
+    ExitCode::from(error.exit_code())
+}
+
+async fn carry_out(args: Args) -> Result<ExitCode, CliError> {
+    let output = args.output;
+    let done = |outcome: Result<(), CliError>| outcome.map(|()| ExitCode::SUCCESS);
+    match args.command {
+        Command::Version => done(output::line(&format!("holdfast {}", env!("CARGO_PKG_VERSION")))),
+        Command::Completion { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "holdfast", &mut text);
+            done(output::raw(&text))
+        }
+        Command::Doctor => doctor::doctor(&args.target, output).await,
+        Command::Run(run) => run::run(&Client::new(&args.target)?, run).await,
+        Command::Sandbox(command) => {
+            let client = Client::new(&args.target)?;
+            match command {
+                SandboxCommand::Create(create) => {
+                    done(sandbox::create(&client, create, output).await)
+                }
+                SandboxCommand::List { label } => {
+                    done(sandbox::list(&client, &label, output).await)
+                }
+                SandboxCommand::Get { id } => done(sandbox::get(&client, &id, output).await),
+                SandboxCommand::Exec(exec) => sandbox::exec(&client, exec).await,
+                SandboxCommand::Delete { ids } => done(sandbox::delete(&client, &ids).await),
+            }
+        }
+        Command::Image(command) => {
+            let client = Client::new(&args.target)?;
+            match command {
+                ImageCommand::Pull(pull) => done(image::pull(&client, pull, output).await),
+                ImageCommand::Import { file, name } => {
+                    done(image::import(&client, &file, name, output).await)
+                }
+                ImageCommand::List => done(image::list(&client, output).await),
+                ImageCommand::Delete { ids } => done(image::delete(&client, &ids).await),
+                ImageCommand::Gc => done(image::gc(&client, output).await),
+            }
+        }
+        Command::Node(NodeCommand::Info) => {
+            done(node::info(&Client::new(&args.target)?, output).await)
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+#[derive(Debug, Parser)]
+#[command(name = "holdfast", version, about = "Runs OCI images in microVMs on a Holdfast node")]
+#[command(after_help = "Exit codes: 0 done, 1 wrong request, 2 wrong line, 3 the host could not, \
+                        4 our bug. `run` and `exec` pass on the command's own exit code.")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// How answers are printed.
+    #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which node, and as whom.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Target {
+    /// Address of the node's API.
+    #[arg(
+        long,
+        global = true,
+        env = "HOLDFAST_ENDPOINT",
+        default_value = "https://localhost:8443"
+    )]
+    pub(crate) endpoint: String,
+    /// Bearer token. Better given by the environment: others see a command line.
+    #[arg(long, global = true, env = "HOLDFAST_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// PEM file of the node's CA. Without it the system's CAs are trusted.
+    #[arg(long, global = true, env = "HOLDFAST_CA")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Sandbox group: `name`, or `subscription/resource-group/name`.
+    #[arg(long, global = true, env = "HOLDFAST_GROUP", default_value = "local/default/default")]
+    pub(crate) group: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a command in a new sandbox, and delete the sandbox after it.
+    Run(Run),
+    /// Sandboxes.
+    #[command(subcommand)]
+    Sandbox(SandboxCommand),
+    /// Disk images.
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// The node itself.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Check that the node can be reached and can run sandboxes.
+    Doctor,
+    /// Print the version.
+    Version,
+    /// Print a completion script for a shell.
+    Completion { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Run {
+    /// Pass stdin on.
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    #[command(flatten)]
+    pub(crate) process: Process,
+    #[command(flatten)]
+    pub(crate) size: Size,
+    /// Kept as the label `name`.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) registry: Registry,
+    /// Name of a public image, id of a disk image, or an image reference that is pulled.
+    pub(crate) image: String,
+    /// Arguments for the image's entrypoint; without any, the image's own.
+    #[arg(last = true)]
+    pub(crate) command: Vec<String>,
+}
+
+/// How a command is run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Process {
+    /// Environment variable, `NAME=value`; `NAME` alone takes it over from here. Repeatable.
+    #[arg(short, long = "env", value_name = "K=V")]
+    pub(crate) env: Vec<String>,
+    /// File of `NAME=value` lines; `#` begins a comment. Repeatable.
+    #[arg(long, value_name = "F")]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// Working directory.
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// `user`, `uid`, `user:group` or `uid:gid`.
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Kill the command after so many seconds; its exit code is then 124.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<u64>,
+}
+
+/// What a sandbox may use.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Size {
+    /// `250m`, `0.5`, `2`.
+    #[arg(long, default_value = "1000m")]
+    pub(crate) cpu: String,
+    /// `512Mi`, `2Gi`; at most 2Gi a CPU.
+    #[arg(long, default_value = "2Gi")]
+    pub(crate) memory: String,
+    /// `20Gi`.
+    #[arg(long)]
+    pub(crate) disk: Option<String>,
+}
+
+/// As whom images are pulled.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Registry {
+    /// User name at the registry.
+    #[arg(long, env = "HOLDFAST_REGISTRY_USER")]
+    pub(crate) registry_user: Option<String>,
+    /// Password or token at the registry. Better given by the environment.
+    #[arg(long, env = "HOLDFAST_REGISTRY_TOKEN", hide_env_values = true)]
+    pub(crate) registry_token: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SandboxCommand {
+    /// Make a sandbox and wait until it runs.
+    Create(Create),
+    /// List the group's sandboxes.
+    List {
+        /// Only those with this label, `name=value`. Repeatable: all must fit.
+        #[arg(short, long)]
+        label: Vec<String>,
+    },
+    /// Show one sandbox.
+    Get { id: String },
+    /// Run a command in a sandbox.
+    Exec(Exec),
+    /// Delete sandboxes.
+    Delete {
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Create {
+    #[command(flatten)]
+    pub(crate) size: Size,
+    /// Kept as the label `name`.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Label, `name=value`. Repeatable.
+    #[arg(short, long)]
+    pub(crate) label: Vec<String>,
+    /// Environment variable of everything in the sandbox, `NAME=value`. Repeatable.
+    #[arg(short, long = "env", value_name = "K=V")]
+    pub(crate) env: Vec<String>,
+    #[command(flatten)]
+    pub(crate) registry: Registry,
+    /// Name of a public image, id of a disk image, or an image reference that is pulled.
+    pub(crate) image: String,
+    /// Replaces the image's cmd.
+    #[arg(last = true)]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Exec {
+    /// Pass stdin on.
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    #[command(flatten)]
+    pub(crate) process: Process,
+    pub(crate) id: String,
+    /// The program and its arguments.
+    #[arg(last = true, required = true)]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Pull an image from a registry and make a disk image of it.
+    Pull(Pull),
+    /// Make a disk image of an OCI or docker archive.
+    Import {
+        file: PathBuf,
+        /// Kept as the label `name`.
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// List the group's disk images and the public ones.
+    List,
+    /// Delete disk images.
+    Delete {
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+    /// Remove what no disk image and no sandbox refers to.
+    Gc,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Pull {
+    #[command(flatten)]
+    pub(crate) registry: Registry,
+    /// Kept as the label `name`.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// `host[:port]/name[:tag][@digest]`.
+    pub(crate) reference: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Version, system, capacity and use.
+    Info,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_holds_together() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_run_takes_its_command_behind_two_dashes() {
+        let args = Args::try_parse_from([
+            "holdfast", "run", "-i", "-e", "A=1", "-w", "/tmp", "-u", "1:1", "debian", "--", "ls",
+            "-l",
+        ]);
+        let Command::Run(run) = args.unwrap().command else { panic!("not a run") };
+        assert_eq!(run.command, ["ls", "-l"]);
+        assert_eq!(run.process.env, ["A=1"]);
+        assert!(run.interactive);
+    }
+
+    #[test]
+    fn nonsense_is_a_usage_error() {
+        for line in [&["holdfast"][..], &["holdfast", "fly"], &["holdfast", "run"]] {
+            assert!(Args::try_parse_from(line).is_err(), "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! One node's API: requests out, typed answers or errors back.
+
+use std::time::Duration;
+
+use holdfast_api::{
+    API_VERSION, REQUEST_ID_HEADER, error::ErrorBody, error::ErrorDetail, model::GroupKey,
+};
+use reqwest::{Method, RequestBuilder, Response};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{args::Target, connection, error::CliError};
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an answer may take to begin. A create waits for the microVM; a slow host needs its time.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
+
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    pub(crate) target: Target,
+    pub(crate) group: GroupKey,
+}
+
+/// A name for one call, so that a retry is not carried out twice.
+pub(crate) fn request_id() -> Result<String, CliError> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random)
+        .map_err(|error| CliError::Host(format!("no random numbers: {error}")))?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+impl Client {
+    pub(crate) fn new(target: &Target) -> Result<Self, CliError> {
+        // A second client of the same process finds it installed.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        connection::host_and_port(&target.endpoint)?;
+        let mut builder = reqwest::Client::builder()
+            .https_only(true)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(ANSWER_TIMEOUT);
+        if let Some(certificates) = connection::ca(target)? {
+            builder = builder.tls_built_in_root_certs(false);
+            for certificate in certificates {
+                let certificate = reqwest::Certificate::from_der(&certificate)
+                    .map_err(|error| CliError::Wrong(format!("a CA certificate: {error}")))?;
+                builder = builder.add_root_certificate(certificate);
+            }
+        }
+        let http = builder
+            .build()
+            .map_err(|error| CliError::Host(format!("cannot set up TLS: {error}")))?;
+        Ok(Self { http, target: target.clone(), group: connection::group(&target.group)? })
+    }
+
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
+        read(self.send(self.request(Method::GET, path)?).await?).await
+    }
+
+    /// A list, all its pages.
+    pub(crate) async fn get_all<T: DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<Vec<T>, CliError> {
+        let mut things = Vec::new();
+        let mut next = path.to_owned();
+        loop {
+            let page: holdfast_api::page::Page<T> = self.get(&next).await?;
+            things.extend(page.value);
+            let Some(link) = page.next_link else { return Ok(things) };
+            // Only the path is followed: a link cannot lead the token elsewhere.
+            let Some(path) =
+                link.strip_prefix("https://").and_then(|rest| rest.find('/').map(|at| &rest[at..]))
+            else {
+                return Err(CliError::Answer(format!("nextLink {link:?}")));
+            };
+            next = path.to_owned();
+        }
+    }
+
+    pub(crate) async fn put<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, CliError> {
+        read(self.send(self.request(Method::PUT, path)?.json(body)).await?).await
+    }
+
+    pub(crate) async fn put_stream<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+        body: reqwest::Body,
+    ) -> Result<T, CliError> {
+        let request = self.request(Method::PUT, path)?.query(query).body(body);
+        read(self.send(request).await?).await
+    }
+
+    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
+        read(self.send(self.request(Method::POST, path)?).await?).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Result<(), CliError> {
+        self.send(self.request(Method::DELETE, path)?).await.map(|_| ())
+    }
+
+    fn request(&self, method: Method, path: &str) -> Result<RequestBuilder, CliError> {
+        let endpoint = self.target.endpoint.trim_end_matches('/');
+        let mut request = self
+            .http
+            .request(method, format!("{endpoint}{path}"))
+            .header(REQUEST_ID_HEADER, request_id()?);
+        if !path.contains("api-version=") {
+            request = request.query(&[("api-version", API_VERSION)]);
+        }
+        if let Some(token) = &self.target.token {
+            request = request.bearer_auth(token);
+        }
+        Ok(request)
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, CliError> {
+        let response = request.send().await.map_err(|source| CliError::Unreachable {
+            endpoint: self.target.endpoint.clone(),
+            source: source.without_url(),
+        })?;
+        let status = response.status().as_u16();
+        if status < 400 {
+            return Ok(response);
+        }
+        let text = response.text().await.unwrap_or_default();
+        Err(api_error(status, &text))
+    }
+}
+
+/// The typed error of an answer's body, or one that shows what came instead.
+pub(crate) fn api_error(status: u16, body: &str) -> CliError {
+    let detail = match serde_json::from_str::<ErrorBody>(body) {
+        Ok(body) => body.error,
+        Err(_) => ErrorDetail {
+            code: format!("HTTP {status}"),
+            message: body.chars().take(200).collect(),
+            hint: None,
+        },
+    };
+    CliError::Api { status, detail }
+}
+
+async fn read<T: DeserializeOwned>(response: Response) -> Result<T, CliError> {
+    let bytes = response.bytes().await.map_err(|error| CliError::Answer(error.to_string()))?;
+    serde_json::from_slice(&bytes).map_err(|error| CliError::Answer(error.to_string()))
+}

@@ -1,0 +1,185 @@
+//! `holdfast sandbox …`.
+
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+
+use holdfast_api::{
+    path,
+    sandbox::{CreateSandbox, PublicState, ResourcesBody, Sandbox, SourcesRef},
+    stream::Command,
+};
+
+use crate::{
+    args::{Create, Exec, Output, Size},
+    client::Client,
+    error::CliError,
+    exec, image, output,
+};
+
+/// Between two looks at a sandbox that is being made.
+const POLL: Duration = Duration::from_millis(250);
+
+/// What a sandbox uses, as the wire has it.
+pub(crate) fn resources(size: &Size) -> ResourcesBody {
+    ResourcesBody { cpu: size.cpu.clone(), memory: size.memory.clone(), disk: size.disk.clone() }
+}
+
+/// `name=value` options as labels.
+pub(crate) fn labels(
+    pairs: &[String],
+    name: Option<&String>,
+) -> Result<Option<BTreeMap<String, String>>, CliError> {
+    let mut labels = BTreeMap::new();
+    for text in pairs {
+        let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
+        let (name, value) =
+            pair.ok_or_else(|| CliError::Wrong(format!("{text:?} is not of the form name=value")))?;
+        labels.insert(name.to_owned(), value.to_owned());
+    }
+    if let Some(name) = name {
+        labels.insert("name".to_owned(), name.clone());
+    }
+    Ok((!labels.is_empty()).then_some(labels))
+}
+
+pub(crate) async fn create(
+    client: &Client,
+    create: Create,
+    output: Output,
+) -> Result<(), CliError> {
+    let image = image::resolve(client, &create.image, &create.registry).await?;
+    let environment: BTreeMap<_, _> = create
+        .env
+        .iter()
+        .map(|text| {
+            text.split_once('=')
+                .ok_or_else(|| CliError::Wrong(format!("{text:?} is not of the form NAME=value")))
+        })
+        .map(|pair| pair.map(|(name, value)| (name.to_owned(), value.to_owned())))
+        .collect::<Result<_, _>>()?;
+    let request = CreateSandbox {
+        sources_ref: Some(SourcesRef { disk_image: Some(image), snapshot: None }),
+        resources: Some(resources(&create.size)),
+        labels: labels(&create.label, create.name.as_ref())?,
+        environment: (!environment.is_empty()).then_some(environment),
+        cmd: (!create.command.is_empty()).then_some(create.command),
+        ..CreateSandbox::default()
+    };
+    let sandbox: Sandbox = client.put(&path::sandboxes(&client.group), &request).await?;
+    let sandbox = wait(client, sandbox).await?;
+    match output {
+        Output::Json => output::json(&sandbox),
+        Output::Table => output::line(&sandbox.id),
+    }
+}
+
+/// Waits until a sandbox is no longer being made. One that failed is an error that says why.
+pub(crate) async fn wait(client: &Client, mut sandbox: Sandbox) -> Result<Sandbox, CliError> {
+    while sandbox.state == PublicState::Creating {
+        tokio::time::sleep(POLL).await;
+        sandbox = client.get(&path::sandbox(&client.group, &sandbox.id)).await?;
+    }
+    if sandbox.state == PublicState::Running {
+        return Ok(sandbox);
+    }
+    let why = sandbox.state_details.and_then(|details| details.failure);
+    let why = why.unwrap_or_else(|| sandbox.state.as_str().to_owned());
+    Err(CliError::Host(format!("sandbox {} does not run: {why}", sandbox.id)))
+}
+
+pub(crate) async fn list(
+    client: &Client,
+    label: &[String],
+    output: Output,
+) -> Result<(), CliError> {
+    // Checked here, since a filter with a typing error would list everything.
+    labels(label, None)?;
+    let mut path = path::sandboxes(&client.group);
+    if !label.is_empty() {
+        let pairs: Vec<_> = label.iter().map(|pair| percent(pair)).collect();
+        path = format!("{path}?labels={}", pairs.join(","));
+    }
+    let sandboxes: Vec<Sandbox> = client.get_all(&path).await?;
+    output::list(output, &sandboxes, &["ID", "STATE", "NAME", "CPU", "MEMORY", "CREATED"], |s| {
+        let (cpu, memory) = s
+            .resources
+            .as_ref()
+            .map_or_else(Default::default, |r| (r.cpu.clone(), r.memory.clone()));
+        let name = s.labels.get("name").cloned().unwrap_or_default();
+        let created = s.created_at.clone().unwrap_or_default();
+        vec![s.id.clone(), s.state.as_str().to_owned(), name, cpu, memory, created]
+    })
+}
+
+/// Escapes what would end a query parameter or be read as another character.
+fn percent(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'=' => {
+                char::from(byte).to_string()
+            }
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+pub(crate) async fn get(client: &Client, id: &str, output: Output) -> Result<(), CliError> {
+    let sandbox: Sandbox = client.get(&one(client, id)?).await?;
+    if output == Output::Json {
+        return output::json(&sandbox);
+    }
+    output::line(&format!("id       {}", sandbox.id))?;
+    output::line(&format!("state    {}", sandbox.state.as_str()))?;
+    if let Some(why) = sandbox.state_details.and_then(|details| details.failure) {
+        output::line(&format!("reason   {why}"))?;
+    }
+    if let Some(size) = &sandbox.resources {
+        let disk = size.disk.as_deref().unwrap_or("-");
+        output::line(&format!("size     cpu {}, memory {}, disk {disk}", size.cpu, size.memory))?;
+    }
+    for (name, value) in &sandbox.labels {
+        output::line(&format!("label    {name}={value}"))?;
+    }
+    output::line(&format!("created  {}", sandbox.created_at.as_deref().unwrap_or("-")))
+}
+
+pub(crate) async fn exec(client: &Client, arguments: Exec) -> Result<ExitCode, CliError> {
+    one(client, &arguments.id)?;
+    let command = Command::Argv(arguments.command);
+    let start = exec::start(&arguments.process, command, arguments.interactive)?;
+    exec::run(client, &arguments.id, start).await
+}
+
+pub(crate) async fn delete(client: &Client, ids: &[String]) -> Result<(), CliError> {
+    for id in ids {
+        client.delete(&one(client, id)?).await?;
+        output::line(id)?;
+    }
+    Ok(())
+}
+
+/// The path of one sandbox. An id that is none is refused here: it could name another path.
+fn one(client: &Client, id: &str) -> Result<String, CliError> {
+    let parsed = id.parse::<holdfast_api::model::SandboxId>();
+    parsed
+        .map(|id| path::sandbox(&client.group, id.as_str()))
+        .map_err(|error| CliError::Wrong(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_pairs_and_a_name_is_one_of_them() {
+        let labels = labels(&["a=b=c".to_owned()], Some(&"n".to_owned())).unwrap().unwrap();
+        assert_eq!(labels["a"], "b=c");
+        assert_eq!(labels["name"], "n");
+        assert!(super::labels(&["a".to_owned()], None).is_err());
+    }
+
+    #[test]
+    fn a_filter_cannot_break_out_of_its_parameter() {
+        assert_eq!(percent("a=b&c"), "a=b%26c");
+        assert_eq!(percent("ä"), "%C3%A4");
+    }
+}
