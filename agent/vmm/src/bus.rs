@@ -8,8 +8,8 @@ use holdfast_wire::vmm::Exit;
 use crate::{
     devices::DeviceSet,
     layout::{
-        I8042_COMMAND_PORT, I8042_RESET, PANIC_PORT, SERIAL_PORT, SERIAL_PORTS,
-        SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
+        I8042_COMMAND_PORT, I8042_RESET, PANIC_PORT, SERIAL_PORT, SERIAL_PORTS, SLEEP_CONTROL_PORT,
+        SLEEP_STATUS_PORT,
     },
     legacy::{panic, power, serial::SerialPort},
     vm::wiring::DEVICE_WINDOW_BYTES,

@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, OnceLock,
         mpsc::{self, Receiver, SyncSender, TrySendError},
     },
 };
@@ -12,8 +12,7 @@ use holdfast_wire::vmm::Exit;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Events waiting for the control thread. Devices report once in their life and PID 1 once per
-/// boot; only vCPUs that end at the same moment come in numbers, so more than this is a guest that
-/// makes noise and what is over is dropped.
+/// boot, so more than this is a guest that makes noise and what is over is dropped.
 const EVENTS_WAITING_MAX: usize = 128;
 
 /// One report to the control thread.
@@ -23,7 +22,8 @@ pub(crate) enum Event {
     GuestReady,
     /// A device was stopped because the guest broke its protocol.
     DeviceStopped { device: String, reason: String },
-    /// The microVM is over. The first such event decides what the agent is told.
+    /// The microVM is over. The first such event decides what the agent is told, and it is never
+    /// dropped.
     Ended(Exit),
 }
 
@@ -31,12 +31,21 @@ pub(crate) enum Event {
 #[derive(Clone)]
 pub(crate) struct EventSender {
     queue: SyncSender<Event>,
+    ended: Arc<OnceLock<Exit>>,
     bell: Arc<EventFd>,
 }
 
 impl EventSender {
     pub(crate) fn send(&self, event: Event) {
-        match self.queue.try_send(event) {
+        let queued = match event {
+            Event::Ended(exit) => {
+                // A later reason is a consequence of the first.
+                let _ = self.ended.set(exit);
+                Ok(())
+            }
+            event => self.queue.try_send(event),
+        };
+        match queued {
             Ok(()) => {}
             // The queue holds an earlier event, which has rung already.
             Err(TrySendError::Full(event)) => log::warn!(event:?; "event dropped: queue is full"),
@@ -51,6 +60,7 @@ impl EventSender {
 /// The receiving end, and a bell to put into an epoll set.
 pub(crate) struct EventReceiver {
     queue: Receiver<Event>,
+    ended: Arc<OnceLock<Exit>>,
     bell: Arc<EventFd>,
 }
 
@@ -60,11 +70,12 @@ impl EventReceiver {
         &self.bell
     }
 
-    /// Takes what has arrived, and silences the bell.
+    /// Takes what has arrived, the end last, and silences the bell.
     pub(crate) fn drain(&self) -> Vec<Event> {
         // Silenced first: an event that comes in between rings again.
         let _ = self.bell.read();
-        self.queue.try_iter().collect()
+        let ended = self.ended.get().cloned().map(Event::Ended);
+        self.queue.try_iter().take(EVENTS_WAITING_MAX).chain(ended).collect()
     }
 }
 
@@ -72,8 +83,9 @@ impl EventReceiver {
 pub(crate) fn channel() -> io::Result<(EventSender, EventReceiver)> {
     let bell = Arc::new(EventFd::new(EFD_NONBLOCK)?);
     let (sender, receiver) = mpsc::sync_channel(EVENTS_WAITING_MAX);
-    let sender = EventSender { queue: sender, bell: Arc::clone(&bell) };
-    Ok((sender, EventReceiver { queue: receiver, bell }))
+    let ended = Arc::new(OnceLock::new());
+    let sender = EventSender { queue: sender, ended: Arc::clone(&ended), bell: Arc::clone(&bell) };
+    Ok((sender, EventReceiver { queue: receiver, ended, bell }))
 }
 
 #[cfg(test)]
@@ -91,11 +103,15 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_drops_what_comes_and_never_blocks() {
+    fn a_full_queue_drops_what_comes_and_never_blocks_but_keeps_the_first_end() {
         let (sender, receiver) = channel().unwrap();
         for _ in 0..EVENTS_WAITING_MAX + 5 {
             sender.send(Event::GuestReady);
         }
-        assert_eq!(receiver.drain().len(), EVENTS_WAITING_MAX);
+        sender.send(Event::Ended(Exit::GuestPanic));
+        sender.send(Event::Ended(Exit::Reset));
+        let events = receiver.drain();
+        assert_eq!(events.len(), EVENTS_WAITING_MAX + 1);
+        assert_eq!(events.last(), Some(&Event::Ended(Exit::GuestPanic)));
     }
 }

@@ -5,7 +5,7 @@ use holdfast_wire::{
     WIRE_VERSION,
     vmm::{self, Exit, Reply, ToVmm},
 };
-use log::{info, warn};
+use log::{Level, log, warn};
 
 use crate::{
     chain,
@@ -74,7 +74,9 @@ impl Session {
             self.control.refuse("the first message must be Hello".to_owned());
             return None;
         }
-        info!(request:?; "asked");
+        // Statistics are asked for all the time.
+        let level = if request == ToVmm::Stats { Level::Debug } else { Level::Info };
+        log!(level, request:?; "asked");
         let done = match request {
             ToVmm::Hello { .. } => Ok(()),
             ToVmm::Boot => self.machine.boot(),

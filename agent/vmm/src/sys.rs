@@ -36,16 +36,13 @@ pub(crate) fn read_at_volatile<B: BitmapSlice>(
     offset: u64,
     slice: &mut VolatileSlice<'_, B>,
 ) -> Result<usize, VolatileMemoryError> {
-    let offset = i64::try_from(offset).map_err(|_| VolatileMemoryError::Overflow {
-        base: usize::MAX,
-        offset: slice.len(),
-    })?;
+    let offset = i64::try_from(offset)
+        .map_err(|_| VolatileMemoryError::Overflow { base: usize::MAX, offset: slice.len() })?;
     let guard = slice.ptr_guard_mut();
     // SAFETY: the guard keeps `slice.len()` bytes of the guest's mapping valid for the whole call,
     // and guest memory is only ever accessed as volatile bytes, so the kernel may write there.
-    let count = unsafe {
-        libc::pread(file.as_raw_fd(), guard.as_ptr().cast(), slice.len(), offset)
-    };
+    let count =
+        unsafe { libc::pread(file.as_raw_fd(), guard.as_ptr().cast(), slice.len(), offset) };
     match usize::try_from(count) {
         Ok(count) => {
             slice.bitmap().mark_dirty(0, count);

@@ -91,7 +91,9 @@ fn main() -> Result<ExitCode> {
     let limit = started + Duration::from_secs(options.timeout_s);
     let mut vmm = options.launch()?.start()?;
     let mut out = io::stdout().lock();
-    writeln!(out, "[vmm pid {} vsock {}]", vmm.pid(), vmm.vsock_path().display())?;
+    writeln!(out, "[vmm pid {}]", vmm.pid())?;
+    writeln!(out, "[control {}]", vmm.control_path().display())?;
+    writeln!(out, "[vsock {}]", vmm.vsock_path().display())?;
     match vmm.ask(&ToVmm::Boot)? {
         Reply::Done => {}
         other => bail!("Boot was answered by {other:?}"),

@@ -182,11 +182,8 @@ impl Vmm {
         if self.events.is_empty() {
             // The frame is small and comes in one piece, so peeking at its first byte suffices.
             self.control.set_read_timeout(Some(limit))?;
-            let peeked = rustix::net::recv(
-                &self.control,
-                &mut [0; 1][..],
-                rustix::net::RecvFlags::PEEK,
-            );
+            let peeked =
+                rustix::net::recv(&self.control, &mut [0; 1][..], rustix::net::RecvFlags::PEEK);
             self.control.set_read_timeout(Some(ANSWER_LIMIT))?;
             match peeked.map_err(io::Error::from) {
                 Ok(_) => {}
@@ -199,6 +196,11 @@ impl Vmm {
 
     fn next_message(&mut self) -> Result<ToAgent> {
         frame::read_frame(&mut self.control)?.context("the VMM closed the control socket")
+    }
+
+    /// Where the agent connects.
+    pub(crate) fn control_path(&self) -> PathBuf {
+        control_path(self.folder.path())
     }
 
     /// Where the host reaches the guest's vsock ports.

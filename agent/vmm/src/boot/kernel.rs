@@ -79,8 +79,7 @@ struct Positioned {
 impl Positioned {
     fn new(fd: OwnedFd, what: &'static str) -> Result<Self, BootError> {
         let file = fs_err::File::from_parts(fd.into(), what);
-        let length =
-            file.metadata().map_err(|source| BootError::Length { what, source })?.len();
+        let length = file.metadata().map_err(|source| BootError::Length { what, source })?.len();
         Ok(Self { file, position: 0, length })
     }
 

@@ -63,19 +63,13 @@ pub(crate) fn load(
     let rsdp = acpi::write(memory, sources.vcpus, windows)?;
     start_info::write(memory, sources.memory_bytes, initramfs, rsdp)?;
     let mut generation = [0; 16];
-    getrandom::fill(&mut generation).map_err(|error| {
-        BootError::Random(std::io::Error::other(error.to_string()))
-    })?;
+    getrandom::fill(&mut generation)
+        .map_err(|error| BootError::Random(std::io::Error::other(error.to_string())))?;
     put(memory, "generation id", layout::GENERATION_ID, &generation)?;
     Ok(kernel.entry)
 }
 
-fn put(
-    memory: &Memory,
-    what: &'static str,
-    address: u64,
-    bytes: &[u8],
-) -> Result<(), BootError> {
+fn put(memory: &Memory, what: &'static str, address: u64, bytes: &[u8]) -> Result<(), BootError> {
     memory
         .write_slice(bytes, GuestAddress(address))
         .map_err(|source| BootError::Write { what, source })

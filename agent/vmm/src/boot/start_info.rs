@@ -91,10 +91,7 @@ mod tests {
     #[test]
     fn the_map_tells_all_ram_but_the_range_of_the_old_bios() {
         assert_eq!(ram_of(128 << 20), [(0, 0xa_0000), (0x10_0000, 128 << 20)]);
-        assert_eq!(
-            ram_of(4 << 30),
-            [(0, 0xa_0000), (0x10_0000, 0xc000_0000), (1 << 32, 5 << 30)]
-        );
+        assert_eq!(ram_of(4 << 30), [(0, 0xa_0000), (0x10_0000, 0xc000_0000), (1 << 32, 5 << 30)]);
     }
 
     #[test]
@@ -102,7 +99,8 @@ mod tests {
         let map = memory_map(8 << 30);
         for (index, one) in map.iter().enumerate() {
             for other in &map[index + 1..] {
-                let apart = one.addr + one.size <= other.addr || other.addr + other.size <= one.addr;
+                let apart =
+                    one.addr + one.size <= other.addr || other.addr + other.size <= one.addr;
                 assert!(apart, "{one:?} and {other:?}");
             }
         }

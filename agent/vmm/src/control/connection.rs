@@ -171,9 +171,8 @@ mod tests {
     fn an_agent_that_does_not_read_is_given_up_at_the_limit() {
         let (_agent, mut connection) = pair();
         let message = ToAgent::Reply(Reply::Refused { reason: "x".repeat(1000) });
-        let outcome = (0..10_000).find_map(|_| {
-            connection.queue(&message).and_then(|()| connection.send()).err()
-        });
+        let outcome = (0..10_000)
+            .find_map(|_| connection.queue(&message).and_then(|()| connection.send()).err());
         assert!(matches!(outcome, Some(ConnectionError::NotRead)), "{outcome:?}");
         assert!(connection.unsent.len() <= UNSENT_BYTES_MAX);
     }

@@ -50,8 +50,8 @@ pub(crate) fn map(file: OwnedFd, total_bytes: u64) -> Result<Memory, MemoryError
     let mut regions = Vec::new();
     let mut offset = 0;
     for part in parts(total_bytes) {
-        let length = usize::try_from(part.bytes)
-            .map_err(|_| MemoryError::Layout { bytes: total_bytes })?;
+        let length =
+            usize::try_from(part.bytes).map_err(|_| MemoryError::Layout { bytes: total_bytes })?;
         let from = FileOffset::from_arc(whole.arc().clone(), offset);
         let region = GuestRegionMmap::from_range(GuestAddress(part.start), length, Some(from))
             .map_err(MemoryError::Map)?;

@@ -70,8 +70,7 @@ impl Vm {
     pub(crate) fn new(kvm_fd: OwnedFd, memory: &Memory) -> Result<Self, VmError> {
         let kvm = checked(sys::kvm_from(kvm_fd))?;
         let fd = kvm.create_vm().map_err(refused("make a machine"))?;
-        fd.set_identity_map_address(KVM_IDENTITY_MAP)
-            .map_err(refused("place its identity map"))?;
+        fd.set_identity_map_address(KVM_IDENTITY_MAP).map_err(refused("place its identity map"))?;
         fd.set_tss_address(KVM_TSS).map_err(refused("place its task state"))?;
         // No PIT: with hardware-reduced ACPI the kernel uses the local APICs' timers alone.
         fd.create_irq_chip().map_err(refused("make the interrupt controllers"))?;
@@ -94,8 +93,7 @@ impl Vm {
         let cpuid = cpuid::for_vcpu(&self.supported, shape, index)
             .ok_or(VmError::List { what: "CPU features" })?;
         vcpu.set_cpuid2(&cpuid).map_err(refused("set a vCPU's features"))?;
-        let msrs =
-            registers::model_specific().ok_or(VmError::List { what: "registers" })?;
+        let msrs = registers::model_specific().ok_or(VmError::List { what: "registers" })?;
         set_msrs(&vcpu, &msrs)?;
         let mut lapic = vcpu.get_lapic().map_err(refused("tell a local APIC's state"))?;
         registers::set_pins(&mut lapic);

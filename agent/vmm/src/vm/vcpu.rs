@@ -167,9 +167,7 @@ impl Vcpu {
 fn other_exit(index: u8, exit: &VcpuExit<'_>) -> Next {
     match exit {
         VcpuExit::Intr | VcpuExit::IrqWindowOpen => Next::Run,
-        VcpuExit::Shutdown => {
-            Next::End(Exit::GuestFault(format!("triple fault on vCPU {index}")))
-        }
+        VcpuExit::Shutdown => Next::End(Exit::GuestFault(format!("triple fault on vCPU {index}"))),
         VcpuExit::Hlt => {
             Next::End(Exit::GuestFault(format!("vCPU {index} halted with nothing to wake it")))
         }

@@ -37,8 +37,7 @@ pub(super) fn table(windows: &[Window]) -> Sdt {
     Scope::raw(Path::new("\\_SB_"), bytes).iter().for_each(|byte| aml.push(*byte));
     let off = Package::new(vec![&SLEEP_TYPE_OFF, &ZERO, &ZERO, &ZERO]);
     Name::new(Path::new("\\_S5_"), &off).to_aml_bytes(&mut aml);
-    let mut table =
-        Sdt::new(*b"DSDT", HEADER_BYTES, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    let mut table = Sdt::new(*b"DSDT", HEADER_BYTES, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     table.append_slice(&aml);
     table
 }

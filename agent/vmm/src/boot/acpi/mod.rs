@@ -76,9 +76,8 @@ fn bytes_of(table: &dyn Aml) -> Vec<u8> {
 }
 
 fn fadt(dsdt: u64) -> impl Aml {
-    let port = |port: u16| {
-        GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into())
-    };
+    let port =
+        |port: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into());
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
