@@ -46,6 +46,8 @@ pub struct Api {
 pub struct Paths {
     pub state: PathBuf,
     pub run: PathBuf,
+    /// Cgroup that holds a sub-cgroup per sandbox; made if it is missing.
+    pub cgroups: PathBuf,
     /// Read-only image store that came with the host image; may be missing.
     pub baked_images: PathBuf,
     pub vmm: PathBuf,
@@ -107,6 +109,7 @@ impl Default for Paths {
         Self {
             state: "/var/lib/holdfast".into(),
             run: "/run/holdfast".into(),
+            cgroups: "/sys/fs/cgroup/holdfast.slice".into(),
             baked_images: "/usr/share/holdfast/images".into(),
             vmm: "/usr/lib/holdfast/holdfast-vmm".into(),
             convert: "/usr/lib/holdfast/holdfast-convert".into(),
@@ -206,6 +209,7 @@ impl Config {
             ),
             ("paths.state", self.paths.state.is_absolute(), "must be an absolute path"),
             ("paths.run", self.paths.run.is_absolute(), "must be an absolute path"),
+            ("paths.cgroups", self.paths.cgroups.is_absolute(), "must be an absolute path"),
             ("capacity.memory_factor", factor(self.capacity.memory_factor), "must be 0.1 to 100"),
             ("capacity.cpu_factor", factor(self.capacity.cpu_factor), "must be 0.1 to 100"),
             ("images.gc_above_percent", self.images.gc_above_percent < 100, "must be 0 to 99"),

@@ -6,7 +6,7 @@ use crate::decode::BadBody;
 
 /// Bytes kept of each stream; what comes after is counted and thrown away, and `stderr` ends with a
 /// note that says so. The streaming exec (see [`crate::stream`]) has no such limit.
-pub const OUTPUT_BYTES_MAX: usize = 16 * 1024 * 1024;
+pub const OUTPUT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Longest command, in bytes: Linux takes no longer argument.
 const COMMAND_BYTES_MAX: usize = 128 * 1024 - 1;

@@ -54,7 +54,7 @@ pub struct SandboxDetails {
     /// None when no VMM runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vmm: Option<VmmDetails>,
-    /// Steps of the launch in the order they ended.
+    /// Phases of the launch, in their order.
     pub phases: Vec<Phase>,
 }
 
@@ -81,8 +81,8 @@ pub struct ExitCounts {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Phase {
     pub name: String,
-    /// Microseconds since the launch began.
-    pub at_us: u64,
+    /// How long it took, in milliseconds.
+    pub ms: u64,
 }
 
 /// `GET /v1/…/diskimages/{id}/progress`.
