@@ -2,4 +2,15 @@
 //! of its own: those are in the crates it puts together.
 #![forbid(unsafe_code)]
 
+pub mod audit;
+pub mod auth;
+mod blocking;
 pub mod config;
+pub mod durable;
+mod error_chain;
+mod frames;
+pub mod images;
+pub mod logging;
+pub mod notify;
+pub mod sandbox;
+pub mod tls;

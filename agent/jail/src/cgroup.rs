@@ -80,8 +80,8 @@ impl CgroupTree {
         Ok(cgroup)
     }
 
-    /// Kills and removes every cgroup in the tree. Gives their names.
-    pub fn sweep(&self) -> Result<Vec<String>, JailError> {
+    /// Kills and removes every cgroup in the tree whose name is wanted. Gives their names.
+    pub fn sweep(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>, JailError> {
         let entries = match fs::read_dir(&self.root) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -90,11 +90,12 @@ impl CgroupTree {
         let mut swept = Vec::new();
         for entry in entries {
             let entry = entry.map_err(self.failed("read"))?;
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) && wanted(&name) {
                 let cgroup = Cgroup { path: entry.path() };
                 cgroup.kill()?;
-                swept.push(entry.file_name().to_string_lossy().into_owned());
                 drop(cgroup);
+                swept.push(name);
             }
         }
         if !swept.is_empty() {
@@ -155,10 +156,6 @@ impl Cgroup {
         }
     }
 
-    pub fn usage(&self) -> Usage {
-        usage(&self.path)
-    }
-
     /// Whether the kernel killed in this cgroup because its memory was used up.
     pub fn ran_out_of_memory(&self) -> bool {
         let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
@@ -207,7 +204,7 @@ impl Drop for Cgroup {
 }
 
 /// What the cgroup at `path` has used; zeros when it is gone.
-fn usage(path: &Path) -> Usage {
+pub fn cgroup_usage(path: &Path) -> Usage {
     let cpu = fs::read_to_string(path.join("cpu.stat")).unwrap_or_default();
     let memory = fs::read_to_string(path.join("memory.current")).unwrap_or_default();
     Usage {

@@ -11,7 +11,7 @@ mod run_folder;
 #[allow(unsafe_code)]
 mod sys;
 
-pub use cgroup::{Cgroup, CgroupTree, Limits, Usage};
+pub use cgroup::{Cgroup, CgroupTree, Limits, Usage, cgroup_usage};
 pub use error::JailError;
 pub use memory::{guest_memory, sealed_bytes};
 pub use process::{Confinement, Handover, Identity, VmmPlan, VmmProcess, confine, in_words};

@@ -52,11 +52,11 @@ pub struct Identity {
 }
 
 /// What holds one child.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Confinement {
-    pub handover: Handover,
+    pub(crate) handover: Handover,
     /// `None`: the parent's.
-    pub identity: Option<Identity>,
+    pub(crate) identity: Option<Identity>,
     /// Its cgroup's `cgroup.procs`. `None`: the parent's cgroup.
     pub(crate) door: Option<OwnedFd>,
     /// Appears at [`CONFIG_FD`].
@@ -64,6 +64,10 @@ pub struct Confinement {
 }
 
 impl Confinement {
+    pub fn new(handover: Handover, identity: Option<Identity>) -> Self {
+        Self { handover, identity, door: None, config: None }
+    }
+
     /// The child joins this cgroup before its program runs.
     pub fn in_cgroup(mut self, cgroup: &Cgroup) -> Result<Self, JailError> {
         self.door = Some(cgroup.door()?.into_parts().0.into());
@@ -113,13 +117,9 @@ impl VmmProcess {
         let config = sealed_bytes(plan.config).map_err(JailError::Handover)?;
         let config = fcntl_dupfd_cloexec(config, HANDOVER_FD_MIN)
             .map_err(|errno| JailError::Handover(errno.into()))?;
-        let mut confinement = Confinement {
-            handover: plan.handover,
-            identity: Some(plan.identity),
-            door: None,
-            config: Some(config),
-        };
-        confinement = confinement.in_cgroup(plan.cgroup)?;
+        let confinement = Confinement::new(plan.handover, Some(plan.identity));
+        let confinement = Confinement { config: Some(config), ..confinement };
+        let confinement = confinement.in_cgroup(plan.cgroup)?;
         let mut command = Command::new(plan.program);
         confine(&mut command, confinement);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(plan.log.into_parts().0);

@@ -1,0 +1,328 @@
+//! One task that owns one sandbox from its creation until it is gone. Others send it asks and
+//! watch its status.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use holdfast_jail::CgroupTree;
+use holdfast_model::{Event, State};
+use holdfast_scheduler::Reservation;
+use holdfast_store::{SandboxRecord, Store};
+use holdfast_wire::vmm::{self, Exit};
+use log::{info, warn};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
+
+use super::{
+    BootPhases,
+    control::Control,
+    disk::Disks,
+    guest::GuestLink,
+    launch::{self, BootError, Booted, Machine, ms_since},
+    uid::Uids,
+};
+use crate::{
+    blocking::off_thread,
+    error_chain::error_chain,
+    images::{Images, Located},
+};
+
+/// Asks waiting for one sandbox. It takes few kinds, and one waiting of each would do: more means
+/// it is stuck, and whoever asks again need not be queued.
+pub(super) const INBOX_MAX: usize = 8;
+
+/// How long a workload may take to end when the agent stops.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// How long the guest may take to power off after that.
+const STOP_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long to wait for the other sign of an end (wait status, last message) when one came.
+const SECOND_SIGN_PATIENCE: Duration = Duration::from_millis(500);
+
+/// What every driver shares.
+pub(super) struct Node {
+    pub(super) store: Arc<Store>,
+    pub(super) images: Arc<Images>,
+    pub(super) disks: Disks,
+    pub(super) uids: Uids,
+    pub(super) cgroups: CgroupTree,
+    /// Folder of the run folders.
+    pub(super) run: PathBuf,
+    pub(super) vmm: PathBuf,
+    pub(super) kernel: PathBuf,
+    pub(super) initramfs: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ask {
+    Delete,
+    /// The agent stops: end the microVM in good order.
+    Stop,
+}
+
+/// What is known of a sandbox outside its driver.
+#[derive(Debug, Clone)]
+pub(super) struct Status {
+    pub(super) state: State,
+    /// Nothing of it is left, its record included.
+    pub(super) gone: bool,
+    /// `Some` while it is Running.
+    pub(super) live: Option<Arc<Live>>,
+}
+
+/// How to reach a running microVM.
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) control: Control,
+    pub(super) guest: GuestLink,
+    pub(super) vmm_pid: u32,
+    pub(super) cgroup: PathBuf,
+    pub(super) phases: BootPhases,
+}
+
+/// What a launch needs besides the record.
+pub(super) struct Launch {
+    pub(super) image: Located,
+    pub(super) reservation: Reservation,
+}
+
+pub(super) struct Driver {
+    node: Arc<Node>,
+    record: SandboxRecord,
+    inbox: mpsc::Receiver<Ask>,
+    status: watch::Sender<Status>,
+}
+
+impl Driver {
+    pub(super) fn new(
+        node: Arc<Node>,
+        record: SandboxRecord,
+        inbox: mpsc::Receiver<Ask>,
+    ) -> (Self, watch::Receiver<Status>) {
+        let status = Status { state: record.state, gone: false, live: None };
+        let (status, watched) = watch::channel(status);
+        (Self { node, record, inbox, status }, watched)
+    }
+
+    /// Runs until the sandbox is gone or the agent stops. Without a launch the sandbox only waits
+    /// to be deleted.
+    pub(super) async fn run(mut self, launch: Option<Launch>) {
+        let mut ask = match launch {
+            Some(launch) => self.live(launch).await,
+            None => None,
+        };
+        loop {
+            match ask {
+                Some(Ask::Delete) if self.delete().await => return,
+                Some(Ask::Stop) => return,
+                Some(Ask::Delete) | None => {}
+            }
+            let Some(next) = self.inbox.recv().await else { return };
+            ask = Some(next);
+        }
+    }
+
+    /// From launch to end. Gives the ask that ended it, if it was one.
+    async fn live(&mut self, launch: Launch) -> Option<Ask> {
+        let began = std::time::Instant::now();
+        let image = Arc::new(launch.image);
+        let prepared = {
+            let (node, record) = (Arc::clone(&self.node), self.record.clone());
+            let image = Arc::clone(&image);
+            off_thread(move || Machine::prepare(&node, &record, &image, launch.reservation)).await
+        };
+        let mut machine = match prepared {
+            Ok(machine) => machine,
+            Err(error) => {
+                self.fail(error_chain(&error)).await;
+                return None;
+            }
+        };
+        let ask = self.live_in(&mut machine, &image, ms_since(began)).await;
+        if ask == Some(Ask::Delete) {
+            // Durable before anything is taken apart: a crash from here on ends in its deletion.
+            self.change(Event::Delete, None).await;
+        }
+        self.status.send_modify(|status| status.live = None);
+        off_thread(move || drop(machine)).await;
+        ask
+    }
+
+    async fn live_in(
+        &mut self,
+        machine: &mut Machine,
+        image: &Located,
+        prepare_ms: u64,
+    ) -> Option<Ask> {
+        let (node, record) = (Arc::clone(&self.node), self.record.clone());
+        let booted = tokio::select! {
+            booted = launch::boot(machine, &record, image, &node) => booted,
+            ask = self.inbox.recv() => {
+                let ask = ask.unwrap_or(Ask::Stop);
+                if ask == Ask::Stop {
+                    self.fail("the agent was stopped while the sandbox was being made").await;
+                }
+                return Some(ask);
+            }
+        };
+        match booted {
+            Ok(mut booted) => {
+                booted.phases.prepare_ms = prepare_ms;
+                self.serve(machine, booted).await
+            }
+            Err(BootError::Failed(error)) => {
+                self.lose(machine, error_chain(&error)).await;
+                None
+            }
+            Err(BootError::Ended(last_word)) => {
+                let reason = machine.post_mortem(last_word);
+                self.lose(machine, format!("booting failed: {reason}")).await;
+                None
+            }
+        }
+    }
+
+    /// While it is Running.
+    async fn serve(&mut self, machine: &mut Machine, booted: Booted) -> Option<Ask> {
+        let Booted { control, mut events, guest, phases } = booted;
+        let live = Live {
+            control,
+            guest: guest.clone(),
+            vmm_pid: machine.vmm_pid(),
+            cgroup: machine.cgroup_path().to_owned(),
+            phases,
+        };
+        // In this order: whoever sees Running must find the way in.
+        self.status.send_modify(|status| status.live = Some(Arc::new(live)));
+        self.change(Event::GuestReady, None).await;
+        info!(
+            id:% = self.record.id, vmm_pid = machine.vmm_pid(), prepare_ms = phases.prepare_ms,
+            spawn_ms = phases.spawn_ms, boot_ms = phases.boot_ms, start_ms = phases.start_ms;
+            "sandbox runs"
+        );
+        loop {
+            tokio::select! {
+                ask = self.inbox.recv() => match ask {
+                    Some(Ask::Delete) => return Some(Ask::Delete),
+                    Some(Ask::Stop) | None => {
+                        self.stop(machine, &guest).await;
+                        return Some(Ask::Stop);
+                    }
+                },
+                event = events.recv() => match event {
+                    Some(vmm::Event::Exited(exit)) => {
+                        self.bury(machine, Some(exit)).await;
+                        return None;
+                    }
+                    Some(vmm::Event::DeviceStopped { device, reason }) => {
+                        warn!(id:% = self.record.id, device:%, reason:%; "a device was stopped");
+                    }
+                    Some(vmm::Event::GuestReady) => {}
+                    None => {
+                        let _ = timeout(SECOND_SIGN_PATIENCE, machine.ended()).await;
+                        self.bury(machine, None).await;
+                        return None;
+                    }
+                },
+                _ = machine.ended() => {
+                    let last_word = timeout(SECOND_SIGN_PATIENCE, last_word(&mut events)).await;
+                    self.bury(machine, last_word.ok().flatten()).await;
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// The machine ended by itself.
+    async fn bury(&mut self, machine: &mut Machine, last_word: Option<Exit>) {
+        let reason = machine.post_mortem(last_word);
+        self.lose(machine, reason).await;
+    }
+
+    /// Fails with the machine's last words in the log.
+    async fn lose(&mut self, machine: &Machine, reason: String) {
+        let (serial, vmm) = machine.last_words();
+        warn!(id:% = self.record.id, serial:%, vmm:%; "last words of a microVM");
+        self.fail(reason).await;
+    }
+
+    /// Powers the guest off in good order, for the agent stops.
+    async fn stop(&mut self, machine: &Machine, guest: &GuestLink) {
+        let off = async {
+            if let Err(error) = guest.power_off(STOP_GRACE).await {
+                warn!(id:% = self.record.id, error:%; "the guest does not power off");
+                return;
+            }
+            let _ = machine.ended().await;
+        };
+        let in_order = timeout(STOP_GRACE + STOP_PATIENCE, off).await.is_ok();
+        let how = if in_order { "was powered off" } else { "was ended" };
+        self.fail(format!("the agent was stopped, and the microVM {how} with it")).await;
+    }
+
+    async fn fail(&mut self, reason: impl Into<String>) {
+        self.change(Event::Lost, Some(reason.into())).await;
+    }
+
+    /// Makes a move, durable before anybody sees it.
+    async fn change(&mut self, event: Event, failure: Option<String>) {
+        let from = self.record.state;
+        let to = match from.after(event) {
+            Ok(to) if to == from => return,
+            Ok(to) => to,
+            Err(refused) => {
+                warn!(id:% = self.record.id, error:% = refused; "a move was refused");
+                return;
+            }
+        };
+        info!(id:% = self.record.id, from:? = from, event:? = event, to:? = to; "sandbox changed state");
+        if let Some(reason) = &failure {
+            warn!(id:% = self.record.id, reason:%; "sandbox failed");
+        }
+        self.record.state = to;
+        self.record.failure = failure;
+        let (store, record) = (Arc::clone(&self.node.store), self.record.clone());
+        if let Err(error) = off_thread(move || store.put_sandbox(&record)).await {
+            // The move stands: it happened. A restart finds the state before it and repairs that.
+            warn!(id:% = self.record.id, error:% = error_chain(&error); "state not stored");
+        }
+        self.status.send_modify(|status| {
+            status.state = to;
+            if to != State::Running {
+                status.live = None;
+            }
+        });
+    }
+
+    /// Whether nothing is left. If something is, the next ask tries again.
+    async fn delete(&mut self) -> bool {
+        self.change(Event::Delete, None).await;
+        let (node, id) = (Arc::clone(&self.node), self.record.id.clone());
+        let removed = off_thread(move || {
+            node.disks.remove(&id).map_err(|error| error_chain(&error))?;
+            node.store.remove_sandbox(&id).map_err(|error| error_chain(&error))
+        });
+        match removed.await {
+            Ok(_) => {
+                self.status.send_modify(|status| status.gone = true);
+                info!(id:% = self.record.id; "sandbox deleted");
+                true
+            }
+            Err(error) => {
+                warn!(id:% = self.record.id, error:%; "sandbox not deleted");
+                false
+            }
+        }
+    }
+}
+
+async fn last_word(events: &mut mpsc::Receiver<vmm::Event>) -> Option<Exit> {
+    while let Some(event) = events.recv().await {
+        if let vmm::Event::Exited(exit) = event {
+            return Some(exit);
+        }
+    }
+    None
+}

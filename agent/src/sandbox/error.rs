@@ -1,0 +1,185 @@
+//! What can go wrong with a sandbox, and what to do about it.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use holdfast_jail::JailError;
+use holdfast_model::{Digest, DiskImageId, SandboxId, State};
+use holdfast_scheduler::Full;
+use holdfast_store::StoreError;
+use holdfast_wire::{frame::FrameError, guest::Failure};
+
+/// Why the sandboxes' side of the agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    #[error("cannot {action} {}", path.display())]
+    Folder {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl StartError {
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Store(error) => error.hint(),
+            Self::Jail(error) => error.hint(),
+            Self::Folder { .. } => "holdfastd runs as root; see paths.state and paths.run",
+        }
+    }
+}
+
+/// Why no sandbox was made. Nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    #[error("there is no disk image {id} in this group")]
+    NoDiskImage { id: DiskImageId },
+    #[error("disk image {id} is not ready: {reason}")]
+    DiskImageNotReady { id: DiskImageId, reason: String },
+    #[error("there is no public disk image {name:?}")]
+    NoPublicImage { name: String },
+    #[error("the files of image {digest} are not on this node")]
+    NoImage { digest: Digest },
+    #[error("sandbox {id}, made by the same request, was deleted meanwhile")]
+    Gone { id: SandboxId },
+    #[error(transparent)]
+    Full(#[from] Full),
+    #[error("the agent is stopping")]
+    Stopping,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot measure the free space of the state folder")]
+    Disk(#[source] io::Error),
+    #[error("the system gives no random bytes")]
+    Random(#[source] io::Error),
+    #[error("the image store cannot be read")]
+    ImageStore(#[source] holdfast_rootfs::StoreError),
+}
+
+impl CreateError {
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::NoDiskImage { .. } | Self::NoPublicImage { .. } => {
+                "list what there is with `holdfast image list`"
+            }
+            Self::DiskImageNotReady { .. } => {
+                "wait until it is Ready; one that Failed is deleted and made again"
+            }
+            Self::NoImage { .. } => "make the disk image again",
+            Self::Gone { .. } => "create a new one with a new request id",
+            Self::Full(full) => full.hint(),
+            Self::Stopping => "try again when the node is back",
+            Self::Store(error) => error.hint(),
+            Self::Disk(_) | Self::Random(_) | Self::ImageStore(_) => {
+                "see the node's log and its data partition"
+            }
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteError {
+    #[error("there is no sandbox {id}")]
+    NotFound { id: SandboxId },
+    #[error("sandbox {id} is not gone after {} s; it goes on being deleted", waited.as_secs())]
+    Slow { id: SandboxId, waited: Duration },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl DeleteError {
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "list what there is with `holdfast sandbox list`",
+            Self::Slow { .. } => "ask again; the node's log says what it waits for",
+            Self::Store(error) => error.hint(),
+        }
+    }
+}
+
+/// Why a call into a sandbox was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    #[error("there is no sandbox {id}")]
+    NotFound { id: SandboxId },
+    #[error("sandbox {id} is {state:?}, not Running")]
+    NotRunning { id: SandboxId, state: State },
+    /// The guest's own words: what does not exist, what is refused.
+    #[error("{}", .0.message)]
+    Refused(Failure),
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// What the caller was sending could not be read.
+    #[error("the body could not be read")]
+    Body(#[source] io::Error),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl ExecError {
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "list what there is with `holdfast sandbox list`",
+            Self::NotRunning { .. } => "get the sandbox: a Failed one says why",
+            Self::Refused(_) => "the command, path and user are those of the sandbox's image",
+            Self::Guest(error) => error.hint(),
+            Self::Body(_) => "send it again",
+            Self::Store(error) => error.hint(),
+        }
+    }
+}
+
+/// What the link to PID 1 of a microVM can do wrong. The guest is hostile: each ends the one call.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    #[error("the sandbox cannot be reached")]
+    Connect(#[source] io::Error),
+    #[error("the sandbox did not answer within {} s", waited.as_secs())]
+    Silent { waited: Duration },
+    #[error("the sandbox answered what is no answer")]
+    Frame(#[from] FrameError),
+    #[error("the sandbox answered {got} where {wanted} was due")]
+    Unexpected { got: &'static str, wanted: &'static str },
+    #[error("the connection to the sandbox ended before the answer was complete")]
+    Ended,
+}
+
+impl GuestError {
+    pub fn hint(&self) -> &'static str {
+        "get the sandbox: if it is Failed it says why; else its workload may have stopped PID 1"
+    }
+}
+
+/// Which stage of a launch failed. The text of the whole chain becomes the record's `failure`.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    #[error("preparing the disk failed")]
+    Disk(#[source] super::disk::DiskError),
+    #[error("opening {what} failed")]
+    Open {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("preparing the jail failed")]
+    Jail(#[from] JailError),
+    #[error("the VMM did not answer on its control socket")]
+    Control(#[source] super::control::ControlError),
+    #[error("the VMM refused to boot: {reason}")]
+    Refused { reason: String },
+    #[error("booting failed: {reason}")]
+    Ended { reason: String },
+    #[error("the guest was not ready {} s after the start", waited.as_secs())]
+    NotReady { waited: Duration },
+    #[error("the guest could not be set up")]
+    Guest(#[source] GuestError),
+    #[error("the guest could not start the image: {message}")]
+    Start { message: String },
+    #[error("the image cannot be run: {reason}")]
+    Image { reason: String },
+}

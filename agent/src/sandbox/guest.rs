@@ -1,0 +1,308 @@
+//! The link to PID 1 of one microVM: a vsock connection per call. The guest is hostile: frames are
+//! bounded by the framing, waits by time, and a strange answer ends the call.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use holdfast_wire::{
+    WIRE_VERSION,
+    frame::CHUNK_BYTES_MAX,
+    guest::{Call, Exec, Info, Input, Output, RPC_PORT, Request, Start},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
+    net::UnixStream,
+    time::timeout,
+};
+
+use super::{ExecError, GuestError};
+use crate::frames::{Frames, send};
+
+/// How long a guest may take to accept a connection and to begin an answer. Its CPU may be held to
+/// a quarter, on an emulated machine, while others boot beside it.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Longest `OK <port>\n`: a `u32` has ten digits.
+const GREETING_BYTES_MAX: usize = 16;
+
+/// How to reach the guest: the VMM's vsock socket.
+#[derive(Debug, Clone)]
+pub(super) struct GuestLink {
+    socket: PathBuf,
+}
+
+impl GuestLink {
+    pub(super) fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into() }
+    }
+
+    /// Connects and sends the call.
+    async fn call(&self, call: Call) -> Result<Exchange, GuestError> {
+        let request = Request { version: WIRE_VERSION, call };
+        patiently(async {
+            let stream = connect(&self.socket, RPC_PORT).await.map_err(GuestError::Connect)?;
+            let (reader, mut writer) = tokio::io::split(stream);
+            send(&mut writer, &request).await?;
+            Ok(Exchange { output: Frames::new(reader), input: writer })
+        })
+        .await
+    }
+
+    /// Sets the sandbox up. The inner error is the guest's refusal.
+    pub(super) async fn start(&self, start: Start) -> Result<(), ExecError> {
+        self.call(Call::Start(start)).await?.done().await
+    }
+
+    /// Asks the guest to stop its workload and power off.
+    pub(super) async fn power_off(&self, grace: Duration) -> Result<(), ExecError> {
+        let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
+        self.call(Call::PowerOff { grace_ms }).await?.done().await
+    }
+
+    pub(super) async fn info(&self) -> Result<Info, ExecError> {
+        match self.call(Call::Info).await?.first().await? {
+            Output::Info(info) => Ok(info),
+            other => Err(unexpected(other, "Info")),
+        }
+    }
+
+    /// Starts a command. An answer means that it runs.
+    pub(super) async fn exec(&self, exec: Exec) -> Result<ExecSession, ExecError> {
+        let mut exchange = self.call(Call::Exec(exec)).await?;
+        match exchange.first().await? {
+            Output::Started { pid } => Ok(ExecSession {
+                pid,
+                output: ExecOutput { frames: exchange.output, ended: false },
+                input: ExecInput { input: exchange.input },
+            }),
+            other => Err(unexpected(other, "Started")),
+        }
+    }
+
+    pub(super) async fn read_file(&self, path: String) -> Result<FileReader, ExecError> {
+        let mut exchange = self.call(Call::ReadFile { path }).await?;
+        match exchange.first().await? {
+            Output::File { size, mode } => Ok(FileReader { size, mode, exchange }),
+            other => Err(unexpected(other, "File")),
+        }
+    }
+
+    pub(super) async fn write_file(
+        &self,
+        path: String,
+        mode: Option<u32>,
+        create_dirs: bool,
+        mut body: impl AsyncRead + Unpin,
+    ) -> Result<(), ExecError> {
+        let mut exchange = self.call(Call::WriteFile { path, mode, create_dirs }).await?;
+        let mut chunk = BytesMut::with_capacity(CHUNK_BYTES_MAX);
+        loop {
+            chunk.clear();
+            // The guest may refuse at any time, and then reads no further.
+            tokio::select! {
+                biased;
+                answer = exchange.output.next() => return finished(answer.map_err(GuestError::from)?),
+                read = body.read_buf(&mut chunk) => {
+                    if read.map_err(ExecError::Body)? == 0 {
+                        break;
+                    }
+                }
+            }
+            let data = chunk.split_off(0);
+            for piece in data.chunks(CHUNK_BYTES_MAX) {
+                let piece = Input::Data(piece.to_vec());
+                tokio::select! {
+                    biased;
+                    answer = exchange.output.next() => return finished(answer.map_err(GuestError::from)?),
+                    sent = send(&mut exchange.input, &piece) => sent.map_err(GuestError::from)?,
+                }
+            }
+            chunk = BytesMut::with_capacity(CHUNK_BYTES_MAX);
+        }
+        send(&mut exchange.input, &Input::End).await.map_err(GuestError::from)?;
+        exchange.done().await
+    }
+}
+
+/// One call under way. Dropping it closes the connection.
+#[derive(Debug)]
+struct Exchange {
+    output: Frames<ReadHalf<UnixStream>, Output>,
+    input: WriteHalf<UnixStream>,
+}
+
+impl Exchange {
+    /// The first answer, within a time. A refusal becomes an error.
+    async fn first(&mut self) -> Result<Output, ExecError> {
+        match patiently(async { Ok(self.output.next().await?) }).await? {
+            Some(Output::Failed(failure)) => Err(ExecError::Refused(failure)),
+            Some(output) => Ok(output),
+            None => Err(GuestError::Ended.into()),
+        }
+    }
+
+    async fn done(mut self) -> Result<(), ExecError> {
+        match self.first().await? {
+            Output::Done => Ok(()),
+            other => Err(unexpected(other, "Done")),
+        }
+    }
+}
+
+fn finished(answer: Option<Output>) -> Result<(), ExecError> {
+    match answer {
+        Some(Output::Done) => Ok(()),
+        Some(Output::Failed(failure)) => Err(ExecError::Refused(failure)),
+        Some(other) => Err(unexpected(other, "Done")),
+        None => Err(GuestError::Ended.into()),
+    }
+}
+
+/// A command that runs in a sandbox. Dropping it kills the command.
+#[derive(Debug)]
+pub struct ExecSession {
+    pid: u32,
+    output: ExecOutput,
+    input: ExecInput,
+}
+
+impl ExecSession {
+    /// The process id as the sandbox sees it.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The two directions apart, for two tasks. The command is killed when both are dropped.
+    pub fn split(self) -> (ExecOutput, ExecInput) {
+        (self.output, self.input)
+    }
+
+    /// As [`ExecOutput::next`].
+    pub async fn next(&mut self) -> Result<Option<Output>, GuestError> {
+        self.output.next().await
+    }
+
+    /// As [`ExecInput::send`].
+    pub async fn send(&mut self, input: &Input) -> Result<(), GuestError> {
+        self.input.send(input).await
+    }
+}
+
+/// What a command says.
+#[derive(Debug)]
+pub struct ExecOutput {
+    frames: Frames<ReadHalf<UnixStream>, Output>,
+    /// The last word was said.
+    ended: bool,
+}
+
+impl ExecOutput {
+    /// The next of Stdout, Stderr, then one Exited or Failed. `None` after that. Cancelling the
+    /// call loses nothing.
+    pub async fn next(&mut self) -> Result<Option<Output>, GuestError> {
+        if self.ended {
+            return Ok(None);
+        }
+        match self.frames.next().await? {
+            Some(last @ (Output::Exited(_) | Output::Failed(_))) => {
+                self.ended = true;
+                Ok(Some(last))
+            }
+            Some(data @ (Output::Stdout(_) | Output::Stderr(_))) => Ok(Some(data)),
+            Some(other) => Err(GuestError::Unexpected { got: name(&other), wanted: "Stdout" }),
+            None => Err(GuestError::Ended),
+        }
+    }
+}
+
+/// What a command is told.
+#[derive(Debug)]
+pub struct ExecInput {
+    input: WriteHalf<UnixStream>,
+}
+
+impl ExecInput {
+    /// Data is at most [`CHUNK_BYTES_MAX`] long. Waits while the command does not read.
+    pub async fn send(&mut self, input: &Input) -> Result<(), GuestError> {
+        Ok(send(&mut self.input, input).await?)
+    }
+}
+
+/// A file of a sandbox, being read.
+#[derive(Debug)]
+pub struct FileReader {
+    /// What the file system said: not to be relied on.
+    pub size: u64,
+    pub mode: u32,
+    exchange: Exchange,
+}
+
+impl FileReader {
+    /// The next bytes. `None`: that was all of it.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, ExecError> {
+        match patiently(async { Ok(self.exchange.output.next().await?) }).await? {
+            Some(Output::Data(bytes)) => Ok(Some(bytes)),
+            Some(Output::Done) => Ok(None),
+            Some(Output::Failed(failure)) => Err(ExecError::Refused(failure)),
+            Some(other) => Err(unexpected(other, "Data")),
+            None => Err(GuestError::Ended.into()),
+        }
+    }
+}
+
+async fn connect(socket: &Path, port: u32) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(socket).await?;
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+    // Byte by byte: what follows the line belongs to the call.
+    let mut greeting = Vec::new();
+    while greeting.last() != Some(&b'\n') {
+        if greeting.len() == GREETING_BYTES_MAX {
+            return Err(io::Error::other("the VMM's greeting is too long"));
+        }
+        match stream.read_u8().await {
+            Ok(byte) => greeting.push(byte),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if greeting.starts_with(b"OK ") {
+        Ok(stream)
+    } else {
+        Err(io::Error::other("the VMM's greeting is not OK"))
+    }
+}
+
+async fn patiently<T>(work: impl Future<Output = Result<T, GuestError>>) -> Result<T, GuestError> {
+    match timeout(ANSWER_PATIENCE, work).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(GuestError::Silent { waited: ANSWER_PATIENCE }),
+    }
+}
+
+fn unexpected(output: Output, wanted: &'static str) -> ExecError {
+    match output {
+        Output::Failed(failure) => ExecError::Refused(failure),
+        other => GuestError::Unexpected { got: name(&other), wanted }.into(),
+    }
+}
+
+fn name(output: &Output) -> &'static str {
+    match output {
+        Output::Info(_) => "Info",
+        Output::Started { .. } => "Started",
+        Output::Stdout(_) => "Stdout",
+        Output::Stderr(_) => "Stderr",
+        Output::Exited(_) => "Exited",
+        Output::File { .. } => "File",
+        Output::Data(_) => "Data",
+        Output::Processes(_) => "Processes",
+        Output::Done => "Done",
+        Output::Failed(_) => "Failed",
+    }
+}

@@ -1,0 +1,358 @@
+//! From a record to a running microVM: prepare what the host lends, start the VMM, boot, set the
+//! guest up.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::{Duration, Instant},
+};
+
+use fs_err as fs;
+use holdfast_jail::{
+    Cgroup, Handover, Identity, Limits, RunFolder, VmmPlan, VmmProcess, guest_memory,
+};
+use holdfast_model::Mib;
+use holdfast_scheduler::Reservation;
+use holdfast_store::SandboxRecord;
+use holdfast_wire::{
+    WIRE_VERSION, frame,
+    vmm::{Config, Disk, Event, Exit, Reply, Segment, Serial, ToVmm},
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::mpsc,
+    time::timeout,
+};
+
+use super::{
+    ExecError, LaunchError, control,
+    control::{Control, ControlError},
+    driver::Node,
+    guest::GuestLink,
+    settings,
+    uid::UidLease,
+};
+use crate::images::Located;
+
+/// What a VMM needs beside the guest's memory: its own pages (8 MiB at most), the kernel's tables
+/// for the guest's memory, and page cache of its disk's writes on their way out.
+pub(super) const VMM_OVERHEAD: Mib = Mib(64);
+
+/// Threads of a VMM: vCPUs, one for events, workers of its disks. Far below what could hurt.
+const VMM_PIDS_MAX: u32 = 96;
+
+/// Bytes of serial output kept. The console is quiet: what comes is a panic, and that fits.
+const SERIAL_BYTES_MAX: u64 = 256 * 1024;
+
+const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=0 panic=-1 reboot=k";
+
+/// From the first instruction until PID 1 serves. A boot takes a fraction of a second on hardware;
+/// an emulated machine under load is a hundred times slower.
+const READY_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long each phase of a launch took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BootPhases {
+    /// Disk, cgroup, run folder, descriptors.
+    pub prepare_ms: u64,
+    /// The VMM's process, until it answered.
+    pub spawn_ms: u64,
+    /// First instruction until PID 1 serves.
+    pub boot_ms: u64,
+    /// Root joined and entrypoint started.
+    pub start_ms: u64,
+}
+
+/// A VMM and everything it was lent, in the order of return. Dropping it blocks.
+pub(super) struct Machine {
+    process: VmmProcess,
+    cgroup: Cgroup,
+    run: RunFolder,
+    _uid: UidLease,
+    _reservation: Reservation,
+}
+
+/// A microVM whose guest serves.
+pub(super) struct Booted {
+    pub(super) control: Control,
+    pub(super) events: mpsc::Receiver<Event>,
+    pub(super) guest: GuestLink,
+    pub(super) phases: BootPhases,
+}
+
+impl Machine {
+    /// Makes and starts everything up to the VMM's first instruction of its own. Blocks.
+    pub(super) fn prepare(
+        node: &Node,
+        record: &SandboxRecord,
+        image: &Located,
+        reservation: Reservation,
+    ) -> Result<Self, LaunchError> {
+        let resources = record.spec.resources;
+        let disk = node.disks.create(&record.id, resources.disk).map_err(LaunchError::Disk)?;
+        let uid = node.uids.lease();
+        let limits =
+            Limits { cpu: resources.cpu, memory: reservation.demand().memory, pids: VMM_PIDS_MAX };
+        node.cgroups.prepare()?;
+        let cgroup = node.cgroups.create(record.id.as_str(), limits)?;
+        let run = RunFolder::create(&node.run, record.id.as_str())?;
+
+        let mut handover = Handover::default();
+        let memory = guest_memory(resources.memory)?;
+        let config = Config {
+            version: WIRE_VERSION,
+            vcpus: resources.vcpus(),
+            memory_mib: resources.memory.0,
+            memory_fd: handover.give(memory)?,
+            kvm_fd: handover.give(open_device("/dev/kvm")?)?,
+            kernel_fd: handover.give(open("the guest's kernel", &node.kernel)?)?,
+            initramfs_fd: handover.give(open("the guest's initramfs", &node.initramfs)?)?,
+            command_line: COMMAND_LINE.to_owned(),
+            control_fd: handover.give(run.listen("control.sock")?)?,
+            vsock_fd: handover.give(run.listen("vsock.sock")?)?,
+            serial: Serial {
+                log_fd: handover.give(run.log("serial.log")?)?,
+                bytes_max: SERIAL_BYTES_MAX,
+            },
+            disks: vec![
+                image_disk(image, &mut handover)?,
+                Disk {
+                    name: "disk".to_owned(),
+                    read_only: false,
+                    segments: vec![Segment {
+                        fd: handover.give(disk)?,
+                        bytes: resources.disk.bytes(),
+                    }],
+                },
+            ],
+        };
+        let frame = frame::encode(&config)
+            .map_err(|error| LaunchError::Image { reason: error.to_string() })?;
+        let process = VmmProcess::spawn(VmmPlan {
+            program: &node.vmm,
+            cgroup: &cgroup,
+            identity: Identity { uid: uid.uid(), gid: uid.uid() },
+            handover,
+            config: &frame,
+            log: run.log("vmm.log")?,
+        })?;
+        Ok(Self { process, cgroup, run, _uid: uid, _reservation: reservation })
+    }
+
+    pub(super) fn vmm_pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    pub(super) fn cgroup_path(&self) -> &Path {
+        self.cgroup.path()
+    }
+
+    pub(super) fn vsock_path(&self) -> PathBuf {
+        self.run.path().join("vsock.sock")
+    }
+
+    /// Waits until the VMM's process has ended.
+    pub(super) async fn ended(&self) -> std::io::Result<()> {
+        let ended = self.process.pidfd().try_clone_to_owned()?;
+        #[expect(deprecated, reason = "the replacement is unsafe, and an owned fd stays open")]
+        let watched = AsyncFd::with_interest(ended, Interest::READABLE)?;
+        watched.readable().await.map(|_| ())
+    }
+
+    /// Why it ended, from the VMM's own last word if there was one, its wait status, and its
+    /// cgroup. Ends it if it runs still.
+    pub(super) fn post_mortem(&mut self, last_word: Option<Exit>) -> String {
+        if last_word.is_none() {
+            self.process.kill();
+        }
+        let out_of_memory = self.cgroup.ran_out_of_memory();
+        let status = self.process.ended().ok().flatten();
+        describe_end(last_word, status, out_of_memory)
+    }
+
+    /// The last lines of the guest's serial port and of the VMM's log, for the agent's log.
+    pub(super) fn last_words(&self) -> (String, String) {
+        (tail(&self.run.path().join("serial.log")), tail(&self.run.path().join("vmm.log")))
+    }
+}
+
+/// Boots the machine and sets its guest up. May be cancelled: the machine is the caller's.
+pub(super) async fn boot(
+    machine: &Machine,
+    record: &SandboxRecord,
+    image: &Located,
+    node: &Node,
+) -> Result<Booted, BootError> {
+    let began = Instant::now();
+    let (control, mut events) =
+        until_end(machine, control::connect(&machine.run.path().join("control.sock"))).await??;
+    let spawn_ms = ms_since(began);
+
+    let booting = Instant::now();
+    match until_end(machine, control.ask(ToVmm::Boot)).await?? {
+        Reply::Done => {}
+        Reply::Refused { reason } => return Err(LaunchError::Refused { reason }.into()),
+        other => {
+            return Err(
+                ControlError::Unexpected { got: format!("{other:?}"), wanted: "Done" }.into()
+            );
+        }
+    }
+    let ready = timeout(READY_PATIENCE, guest_ready(&mut events));
+    match until_end(machine, ready).await? {
+        Ok(Ok(())) => {}
+        Ok(Err(exit)) => return Err(BootError::Ended(exit)),
+        Err(_) => return Err(LaunchError::NotReady { waited: READY_PATIENCE }.into()),
+    }
+    let boot_ms = ms_since(booting);
+
+    let starting = Instant::now();
+    let guest = GuestLink::new(machine.vsock_path());
+    let overrides = settings::disk_image_overrides(node, record).await;
+    let start = settings::start(record, &image.record.settings, &overrides);
+    match until_end(machine, guest.start(start)).await? {
+        Ok(()) => {}
+        Err(ExecError::Refused(failure)) => {
+            return Err(LaunchError::Start { message: failure.message }.into());
+        }
+        Err(ExecError::Guest(error)) => return Err(LaunchError::Guest(error).into()),
+        Err(other) => return Err(LaunchError::Start { message: other.to_string() }.into()),
+    }
+    let phases = BootPhases { prepare_ms: 0, spawn_ms, boot_ms, start_ms: ms_since(starting) };
+    Ok(Booted { control, events, guest, phases })
+}
+
+/// Why a boot did not come to its end.
+pub(super) enum BootError {
+    Failed(LaunchError),
+    /// The machine ended under it. The last word, if one was heard.
+    Ended(Option<Exit>),
+}
+
+impl<E: Into<LaunchError>> From<E> for BootError {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<ControlError> for LaunchError {
+    fn from(error: ControlError) -> Self {
+        Self::Control(error)
+    }
+}
+
+/// Does the work, unless the machine ends first. The work is given a moment more then: what it
+/// waits for may have been sent before the end.
+async fn until_end<T>(machine: &Machine, work: impl Future<Output = T>) -> Result<T, BootError> {
+    const LAST_WORD_PATIENCE: Duration = Duration::from_millis(200);
+    tokio::pin!(work);
+    tokio::select! {
+        outcome = &mut work => Ok(outcome),
+        _ = machine.ended() => {
+            timeout(LAST_WORD_PATIENCE, work).await.map_err(|_| BootError::Ended(None))
+        }
+    }
+}
+
+/// Waits for PID 1. The error: the machine ended first, with its last word if there was one.
+async fn guest_ready(events: &mut mpsc::Receiver<Event>) -> Result<(), Option<Exit>> {
+    loop {
+        match events.recv().await {
+            Some(Event::GuestReady) => return Ok(()),
+            Some(Event::Exited(exit)) => return Err(Some(exit)),
+            Some(Event::DeviceStopped { device, reason }) => {
+                log::warn!(device:%, reason:%; "a device was stopped during boot");
+            }
+            None => return Err(None),
+        }
+    }
+}
+
+/// Says in words why a machine ended.
+pub(super) fn describe_end(
+    last_word: Option<Exit>,
+    status: Option<ExitStatus>,
+    out_of_memory: bool,
+) -> String {
+    let exit = last_word.or_else(|| status.and_then(|s| s.code()).and_then(Exit::from_code));
+    match (exit, status) {
+        (Some(Exit::PowerOff), _) => "the guest powered itself off".to_owned(),
+        (Some(Exit::Reset), _) => "the guest restarted itself".to_owned(),
+        (Some(Exit::GuestPanic), _) => "the guest's kernel panicked".to_owned(),
+        (Some(Exit::GuestFault(reason)), _) => {
+            format!("the guest did what cannot be carried on from: {reason}")
+        }
+        (Some(Exit::Killed), _) => "the VMM was told to end".to_owned(),
+        (Some(Exit::VmmError(reason)), _) => format!("the VMM failed: {reason}"),
+        (None, _) if out_of_memory => {
+            "the VMM was killed: it used up the memory of its cgroup".to_owned()
+        }
+        (None, Some(status)) => {
+            let how = holdfast_jail::in_words(status);
+            if status.code().is_some() {
+                format!("the VMM ended with {how}; its log may say why")
+            } else {
+                format!("the VMM was killed by {how}")
+            }
+        }
+        (None, None) => "the VMM closed its control connection".to_owned(),
+    }
+}
+
+fn image_disk(image: &Located, handover: &mut Handover) -> Result<Disk, LaunchError> {
+    let mut segments = Vec::with_capacity(image.record.segments.len());
+    for segment in &image.record.segments {
+        let file = image.open(&segment.path).map_err(|error| open_error("the image", error))?;
+        segments.push(Segment { fd: handover.give(file)?, bytes: segment.bytes });
+    }
+    Ok(Disk { name: "image".to_owned(), read_only: true, segments })
+}
+
+fn open_device(path: &str) -> Result<fs::File, LaunchError> {
+    let device = fs::OpenOptions::new().read(true).write(true).open(path);
+    device.map_err(|error| open_error("/dev/kvm", error))
+}
+
+fn open(what: &'static str, path: &Path) -> Result<fs::File, LaunchError> {
+    fs::File::open(path).map_err(|error| open_error(what, error))
+}
+
+fn open_error(what: &'static str, source: std::io::Error) -> LaunchError {
+    LaunchError::Open { what, source }
+}
+
+fn tail(path: &Path) -> String {
+    /// Of each log: enough for a panic's last lines.
+    const TAIL_BYTES: usize = 4096;
+    let bytes = fs::read(path).unwrap_or_default();
+    String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(TAIL_BYTES)..]).into_owned()
+}
+
+pub(super) fn ms_since(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn the_end_is_told_from_the_last_word_then_the_cgroup_then_the_wait_status() {
+        let signal = |number| Some(ExitStatus::from_raw(number));
+        let code = |code: i32| Some(ExitStatus::from_raw(code << 8));
+        let cases = [
+            (Some(Exit::GuestPanic), signal(9), true, "the guest's kernel panicked"),
+            (None, signal(9), true, "the VMM was killed: it used up the memory of its cgroup"),
+            (None, signal(9), false, "the VMM was killed by signal 9"),
+            (None, code(10), false, "the guest restarted itself"),
+            (None, code(0), false, "the guest powered itself off"),
+            (None, code(101), false, "the VMM ended with exit code 101; its log may say why"),
+            (None, None, false, "the VMM closed its control connection"),
+        ];
+        for (word, status, oom, text) in cases {
+            assert_eq!(describe_end(word, status, oom), text);
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Sandboxes of this node: the registry that knows them, and for each a driver that owns it.
+
+mod control;
+mod disk;
+mod driver;
+mod error;
+mod guest;
+mod launch;
+mod recover;
+mod registry;
+mod settings;
+mod uid;
+
+pub use error::{CreateError, DeleteError, ExecError, GuestError, LaunchError, StartError};
+pub use guest::{ExecInput, ExecOutput, ExecSession, FileReader};
+pub use launch::BootPhases;
+pub use registry::{Parts, Registry, RuntimeDetails};
+
+/// Milliseconds since 1970, for records.
+pub fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

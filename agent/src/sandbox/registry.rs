@@ -1,0 +1,379 @@
+//! Every sandbox of this node, by id: makes them, finds them, hands calls to them.
+
+use std::{
+    collections::HashMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use holdfast_jail::{CgroupTree, Usage, cgroup_usage};
+use holdfast_model::{
+    GroupKey, Mib, SandboxId, SandboxSpec, State, id::ID_BYTES, sandbox::ImageSource,
+};
+use holdfast_scheduler::{Capacity, Demand, Factors, Scheduler};
+use holdfast_store::{DiskImageState, Put, SandboxRecord, Store, StoreError};
+use holdfast_wire::{
+    guest::{Exec, Info},
+    vmm::{self, Reply, ToVmm},
+};
+use log::{info, warn};
+use tokio::{
+    io::AsyncRead,
+    sync::{mpsc, watch},
+    time::timeout,
+};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    BootPhases, CreateError, DeleteError, ExecError, ExecSession, FileReader, StartError,
+    disk::Disks,
+    driver::{Ask, Driver, INBOX_MAX, Launch, Live, Node, Status},
+    launch::VMM_OVERHEAD,
+    now_ms, recover,
+    uid::Uids,
+};
+use crate::{
+    blocking::off_thread,
+    config::Config,
+    error_chain::error_chain,
+    images::{Images, Located},
+};
+
+/// How long a create waits for the sandbox to run before it answers Creating.
+const CREATE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a delete waits until nothing is left.
+const DELETE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Free disk without which no sandbox begins: what a fresh one writes in its first minutes.
+const DISK_START: Mib = Mib(256);
+
+/// What the registry is made of.
+pub struct Parts<'a> {
+    pub config: &'a Config,
+    pub store: Arc<Store>,
+    pub images: Arc<Images>,
+}
+
+/// One sandbox as the registry knows it.
+#[derive(Debug, Clone)]
+struct Handle {
+    inbox: mpsc::Sender<Ask>,
+    status: watch::Receiver<Status>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    handles: HashMap<SandboxId, Handle>,
+    /// No new ones any more.
+    stopping: bool,
+}
+
+pub struct Registry {
+    node: Arc<Node>,
+    scheduler: Arc<Scheduler>,
+    table: Arc<Mutex<Table>>,
+    drivers: TaskTracker,
+    state_folder: PathBuf,
+}
+
+/// What a sandbox uses right now. Parts that could not be had are `None`.
+#[derive(Debug, Clone)]
+pub struct RuntimeDetails {
+    pub vmm_pid: u32,
+    pub vmm: Option<vmm::Stats>,
+    pub guest: Option<Info>,
+    pub cgroup: Usage,
+    pub phases: BootPhases,
+}
+
+impl Registry {
+    /// Repairs what an earlier agent left, then is ready.
+    pub async fn start(parts: Parts<'_>) -> Result<Arc<Self>, StartError> {
+        let paths = &parts.config.paths;
+        let node = Arc::new(Node {
+            store: parts.store,
+            images: parts.images,
+            disks: Disks::new(&paths.state),
+            uids: Uids::default(),
+            cgroups: CgroupTree::new(&paths.cgroups),
+            run: paths.run.join("sandboxes"),
+            vmm: paths.vmm.clone(),
+            kernel: paths.kernel.clone(),
+            initramfs: paths.initramfs.clone(),
+        });
+        if let Err(error) = node.cgroups.prepare() {
+            // Not the end: the API, images and records work. A create says the same again.
+            warn!(error:% = error_chain(&error), hint = error.hint(); "no sandbox can run");
+        }
+        let limits = node_capacity()
+            .map_err(|source| StartError::Folder {
+                action: "read",
+                path: "/proc/meminfo".into(),
+                source,
+            })?
+            .offered(Mib(parts.config.capacity.host_memory_mib), factors(parts.config));
+        let registry = Arc::new(Self {
+            scheduler: Scheduler::new(limits, parts.config.limits.sandboxes_max),
+            table: Arc::default(),
+            drivers: TaskTracker::new(),
+            state_folder: paths.state.clone(),
+            node: Arc::clone(&node),
+        });
+        for record in off_thread(move || recover::recover(&node)).await? {
+            registry.drive(record, None);
+        }
+        info!(cpu:% = limits.cpu, memory:% = limits.memory; "sandboxes may use this much");
+        Ok(registry)
+    }
+
+    /// Makes a sandbox and waits until it runs, but not long: the record may still be Creating. A
+    /// request made before finds its sandbox again.
+    pub async fn create(
+        &self,
+        group: GroupKey,
+        spec: SandboxSpec,
+        request_id: Option<String>,
+    ) -> Result<SandboxRecord, CreateError> {
+        let (id, mut status) = self.accept(group, spec, request_id).await?;
+        let settled = |status: &Status| status.gone || status.state != State::Creating;
+        let _ = timeout(CREATE_PATIENCE, status.wait_for(settled)).await;
+        self.node.store.sandbox(&id)?.ok_or(CreateError::Gone { id })
+    }
+
+    /// Everything of a create that can be refused.
+    async fn accept(
+        &self,
+        group: GroupKey,
+        spec: SandboxSpec,
+        request_id: Option<String>,
+    ) -> Result<(SandboxId, watch::Receiver<Status>), CreateError> {
+        if self.table().stopping {
+            return Err(CreateError::Stopping);
+        }
+        // Until the record is written nothing else says that the image is in use.
+        let _in_use = self.node.images.keep().await;
+        let image = self.resolve(&group, &spec.image).await?;
+        let demand = Demand {
+            cpu: spec.resources.cpu,
+            memory: Mib(spec.resources.memory.0.saturating_add(VMM_OVERHEAD.0)),
+            disk_start: DISK_START,
+        };
+        let record = SandboxRecord {
+            id: new_id().map_err(CreateError::Random)?,
+            group,
+            spec,
+            state: State::Creating,
+            failure: None,
+            image: image.record.digest,
+            created_at_ms: now_ms(),
+            request_id,
+        };
+        if let Some(known) = self.made_before(&record)? {
+            return self.watch(&known).ok_or(CreateError::Gone { id: known });
+        }
+        let free = free_disk(&self.state_folder).map_err(CreateError::Disk)?;
+        let reservation = self.scheduler.admit(demand, free)?;
+        let (store, stored) = (Arc::clone(&self.node.store), record.clone());
+        match off_thread(move || store.create_sandbox(&stored)).await? {
+            Put::New => {
+                let id = record.id.clone();
+                Ok((id, self.drive(record, Some(Launch { image, reservation }))))
+            }
+            Put::Existing(known) => self.watch(&known.id).ok_or(CreateError::Gone { id: known.id }),
+        }
+    }
+
+    /// A retried create must find its sandbox even on a node that is full by now.
+    fn made_before(&self, record: &SandboxRecord) -> Result<Option<SandboxId>, StoreError> {
+        if record.request_id.is_none() {
+            return Ok(None);
+        }
+        let known = self.node.store.sandboxes(&record.group)?;
+        let same = |known: &SandboxRecord| known.request_id == record.request_id;
+        Ok(known.into_iter().find(same).map(|known| known.id))
+    }
+
+    fn watch(&self, id: &SandboxId) -> Option<(SandboxId, watch::Receiver<Status>)> {
+        self.handle(id).map(|handle| (id.clone(), handle.status))
+    }
+
+    async fn resolve(
+        &self,
+        group: &GroupKey,
+        source: &ImageSource,
+    ) -> Result<Located, CreateError> {
+        let images = &self.node.images;
+        let digest = match source {
+            ImageSource::Public(name) => match images.get_public(name) {
+                Some(public) => public.digest,
+                None => return Err(CreateError::NoPublicImage { name: name.clone() }),
+            },
+            ImageSource::Disk(id) => {
+                let record = self.node.store.disk_image(id)?.filter(|r| r.group == *group);
+                let record = record.ok_or_else(|| CreateError::NoDiskImage { id: id.clone() })?;
+                match (record.state, record.digest) {
+                    (DiskImageState::Ready, Some(digest)) => digest,
+                    (state, _) => {
+                        let reason = record.message.unwrap_or_else(|| format!("it is {state:?}"));
+                        return Err(CreateError::DiskImageNotReady { id: id.clone(), reason });
+                    }
+                }
+            }
+        };
+        let located = images.locate(digest).await.map_err(CreateError::ImageStore)?;
+        located.ok_or(CreateError::NoImage { digest })
+    }
+
+    /// Gives the sandbox a driver.
+    fn drive(&self, record: SandboxRecord, launch: Option<Launch>) -> watch::Receiver<Status> {
+        let id = record.id.clone();
+        let (inbox, asks) = mpsc::channel(INBOX_MAX);
+        let (driver, status) = Driver::new(Arc::clone(&self.node), record, asks);
+        let handle = Handle { inbox, status: status.clone() };
+        self.table().handles.insert(id.clone(), handle);
+        let table = Arc::clone(&self.table);
+        self.drivers.spawn(async move {
+            driver.run(launch).await;
+            table.lock().unwrap_or_else(PoisonError::into_inner).handles.remove(&id);
+        });
+        status
+    }
+
+    /// Ends the sandbox and removes everything of it. Answers when it is gone.
+    pub async fn delete(&self, id: &SandboxId) -> Result<(), DeleteError> {
+        let mut handle = self.handle(id).ok_or_else(|| DeleteError::NotFound { id: id.clone() })?;
+        // A full inbox holds a Delete already, and a closed one is a driver that has just ended.
+        let _ = handle.inbox.try_send(Ask::Delete);
+        match timeout(DELETE_PATIENCE, handle.status.wait_for(|status| status.gone)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) if self.node.store.sandbox(id)?.is_none() => Ok(()),
+            _ => Err(DeleteError::Slow { id: id.clone(), waited: DELETE_PATIENCE }),
+        }
+    }
+
+    pub fn get(&self, id: &SandboxId) -> Result<Option<SandboxRecord>, StoreError> {
+        self.node.store.sandbox(id)
+    }
+
+    /// The group's sandboxes in the order of their ids.
+    pub fn list(&self, group: &GroupKey) -> Result<Vec<SandboxRecord>, StoreError> {
+        self.node.store.sandboxes(group)
+    }
+
+    /// Starts a command. Dropping the session kills it.
+    pub async fn exec(&self, id: &SandboxId, exec: Exec) -> Result<ExecSession, ExecError> {
+        self.live(id)?.guest.exec(exec).await
+    }
+
+    pub async fn read_file(&self, id: &SandboxId, path: String) -> Result<FileReader, ExecError> {
+        self.live(id)?.guest.read_file(path).await
+    }
+
+    /// Writes a file: whole or not at all.
+    pub async fn write_file(
+        &self,
+        id: &SandboxId,
+        path: String,
+        mode: Option<u32>,
+        create_dirs: bool,
+        body: impl AsyncRead + Unpin + Send,
+    ) -> Result<(), ExecError> {
+        self.live(id)?.guest.write_file(path, mode, create_dirs, body).await
+    }
+
+    pub async fn details(&self, id: &SandboxId) -> Result<RuntimeDetails, ExecError> {
+        let live = self.live(id)?;
+        let (vmm, guest) = tokio::join!(live.control.ask(ToVmm::Stats), live.guest.info());
+        let vmm = match vmm {
+            Ok(Reply::Stats(stats)) => Some(stats),
+            _ => None,
+        };
+        Ok(RuntimeDetails {
+            vmm_pid: live.vmm_pid,
+            vmm,
+            guest: guest.ok(),
+            cgroup: cgroup_usage(&live.cgroup),
+            phases: live.phases,
+        })
+    }
+
+    /// What may still be given away.
+    pub fn free(&self) -> Capacity {
+        self.scheduler.free()
+    }
+
+    /// Ends every microVM in good order. None is made any more.
+    pub async fn stop(&self) {
+        let handles: Vec<Handle> = {
+            let mut table = self.table();
+            table.stopping = true;
+            table.handles.values().cloned().collect()
+        };
+        for handle in handles {
+            let _ = handle.inbox.send(Ask::Stop).await;
+        }
+        self.drivers.close();
+        self.drivers.wait().await;
+    }
+
+    fn live(&self, id: &SandboxId) -> Result<Arc<Live>, ExecError> {
+        let handle = self.handle(id).ok_or_else(|| ExecError::NotFound { id: id.clone() })?;
+        let status = handle.status.borrow();
+        match (&status.live, status.state) {
+            (Some(live), State::Running) => Ok(Arc::clone(live)),
+            (_, state) => Err(ExecError::NotRunning { id: id.clone(), state }),
+        }
+    }
+
+    fn handle(&self, id: &SandboxId) -> Option<Handle> {
+        self.table().handles.get(id).cloned()
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Nothing that holds the lock can panic half way through a change.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn new_id() -> io::Result<SandboxId> {
+    let mut random = [0; ID_BYTES];
+    getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(SandboxId::from_random(random))
+}
+
+fn free_disk(folder: &Path) -> io::Result<Mib> {
+    let stat = rustix::fs::statvfs(folder)?;
+    let mib = stat.f_bavail.saturating_mul(stat.f_frsize) / Mib(1).bytes();
+    Ok(Mib(u32::try_from(mib).unwrap_or(u32::MAX)))
+}
+
+/// CPUs and memory of this machine.
+fn node_capacity() -> io::Result<Capacity> {
+    let cpus = std::thread::available_parallelism()?.get();
+    let meminfo = fs_err::read_to_string("/proc/meminfo")?;
+    let kib = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok())
+        .ok_or_else(|| io::Error::other("/proc/meminfo has no MemTotal"))?;
+    Ok(Capacity {
+        cpu: holdfast_model::MilliCpu(u32::try_from(cpus * 1000).unwrap_or(u32::MAX)),
+        memory: Mib(u32::try_from(kib / 1024).unwrap_or(u32::MAX)),
+    })
+}
+
+fn factors(config: &Config) -> Factors {
+    Factors {
+        cpu_percent: percent(config.capacity.cpu_factor),
+        memory_percent: percent(config.capacity.memory_factor),
+    }
+}
+
+/// The configuration holds factors to 0.1 to 100.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped before")]
+fn percent(factor: f64) -> u32 {
+    (factor * 100.0).round().clamp(0.0, 1_000_000.0) as u32
+}
