@@ -1,0 +1,29 @@
+//! Parts of the microVM's PID 1. A library so that tests can drive all but the boot itself without
+//! a microVM: the same calls over a Unix socket, a workload in real namespaces.
+
+pub mod boot;
+pub mod cgroup;
+pub mod children;
+mod clock;
+mod command;
+mod connection;
+mod entrypoint;
+mod environment;
+mod exec;
+mod failure;
+mod files;
+mod info;
+pub mod limits;
+mod modules;
+pub mod mounts;
+pub mod power;
+mod process;
+mod processes;
+mod program;
+mod root;
+pub mod rpc;
+mod signals;
+mod sys;
+mod user;
+pub mod vsock;
+pub mod workload;

@@ -1,0 +1,120 @@
+//! Makes a thread's mount namespace the sandbox's: its root, and in it the kernel file systems,
+//! devices and files that programs expect of a machine.
+//!
+//! Everything after [`enter_root`] happens with the sandbox's root as the thread's own, so that no
+//! link in the image leads out of it.
+
+use std::{fmt::Write as _, io, path::Path};
+
+use rustix::{
+    fs::{CWD, FileType, Mode, makedev, mknodat, symlinkat},
+    io::Errno,
+    mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount},
+    thread::UnshareFlags,
+};
+
+const DEVICES: &[(&str, u32, u32)] = &[
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+    ("fuse", 10, 229),
+    ("net/tun", 10, 200),
+];
+
+const LINKS: &[(&str, &str)] = &[
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
+
+/// For an image without one: resolvers fall back to this address anyway; said openly it is found
+/// by whoever looks for the reason.
+const RESOLV_CONF: &str = "nameserver 127.0.0.1\n";
+
+/// Moves the calling thread into a mount namespace of its own whose root is `root`, a mount.
+/// `hidden` are mounts of the old root that the sandbox must not keep.
+pub(crate) fn enter_root(root: &Path, hidden: &[&str]) -> Result<(), Errno> {
+    crate::sys::unshare(UnshareFlags::FS | UnshareFlags::NEWNS)?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    rustix::process::chdir(root)?;
+    for mount in hidden {
+        unmount(*mount, UnmountFlags::DETACH)?;
+    }
+    // pivot_root refuses the kernel's first root; laid over it, the sandbox's hides it just as well.
+    rustix::mount::mount_move(".", "/")?;
+    rustix::process::chroot(".")?;
+    rustix::process::chdir("/")?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    Ok(())
+}
+
+/// `/sys`, `/dev` and what belongs into it; `/proc` is left to the pid namespace's first process.
+pub(crate) fn populate(host_name: &str) -> io::Result<()> {
+    let safe = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    for folder in ["/proc", "/sys", "/dev", "/etc"] {
+        fs_err::create_dir_all(folder)?;
+    }
+    mount("sysfs", "/sys", "sysfs", safe, None)?;
+    let options = Some(c"mode=755,size=65536k");
+    mount("tmpfs", "/dev", "tmpfs", MountFlags::NOSUID, options)?;
+    for folder in ["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/net"] {
+        fs_err::create_dir(folder)?;
+    }
+    let options = Some(c"newinstance,ptmxmode=0666,mode=0620,gid=5");
+    mount("devpts", "/dev/pts", "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, options)?;
+    mount("tmpfs", "/dev/shm", "tmpfs", safe, Some(c"mode=1777"))?;
+    match mount("mqueue", "/dev/mqueue", "mqueue", safe, None) {
+        // A kernel without POSIX message queues.
+        Err(Errno::NODEV) => {}
+        outcome => outcome?,
+    }
+    make_devices()?;
+    write_identity(host_name);
+    Ok(())
+}
+
+fn make_devices() -> io::Result<()> {
+    // The umask would take the group's and others' right to write.
+    let umask = rustix::process::umask(Mode::empty());
+    let outcome = DEVICES.iter().try_for_each(|&(name, major, minor)| {
+        let mode = Mode::from_raw_mode(0o666);
+        let path = format!("/dev/{name}");
+        mknodat(CWD, path, FileType::CharacterDevice, mode, makedev(major, minor))
+    });
+    rustix::process::umask(umask);
+    outcome?;
+    for (name, target) in LINKS {
+        symlinkat(*target, CWD, format!("/dev/{name}"))?;
+    }
+    Ok(())
+}
+
+/// The files by which a machine knows its name and its resolver. The name is the sandbox's; the
+/// others are the image's business if it has them.
+fn write_identity(host_name: &str) {
+    let mut hosts = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n");
+    if !host_name.is_empty() {
+        write_file("/etc/hostname", &format!("{host_name}\n"));
+        // Writing to a String does not fail.
+        let _ = writeln!(hosts, "127.0.1.1\t{host_name}");
+    }
+    write_if_empty("/etc/hosts", &hosts);
+    write_if_empty("/etc/resolv.conf", RESOLV_CONF);
+}
+
+fn write_if_empty(path: &str, content: &str) {
+    let filled = fs_err::metadata(path).is_ok_and(|metadata| metadata.len() > 0);
+    if !filled {
+        write_file(path, content);
+    }
+}
+
+/// An image may have a dangling link or a folder there: the sandbox starts without the file.
+fn write_file(path: &str, content: &str) {
+    let _ = fs_err::write(path, content);
+}

@@ -1,0 +1,339 @@
+//! Serves the host: one thread a connection, one call a connection.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use holdfast_wire::{
+    WIRE_VERSION,
+    frame::{self, CHUNK_BYTES_MAX, FrameError},
+    guest::{Call, Exec, Failure, FailureKind, Output, Request, Start},
+};
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, eventfd},
+    io::Errno,
+};
+
+use crate::{
+    children::Children,
+    clock::poll_until,
+    connection::Connection,
+    entrypoint::Entrypoint,
+    exec,
+    failure::{failure, from_io, invalid},
+    files, info, limits, power, processes,
+    workload::{Site, Workload},
+};
+
+/// Connections served at once. Each may hold some hundred KiB, which must fit PID 1's reserve.
+const CONNECTIONS_MAX: usize = 128;
+
+/// Stack of a thread of PID 1. The deepest holds one 16 KiB buffer.
+pub const THREAD_STACK_BYTES: usize = 128 * 1024;
+
+/// How long the host may take to send its request.
+const REQUEST_MAX: Duration = Duration::from_secs(10);
+
+/// How long the host may take to close the connection on which it asked for the power-off.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
+
+/// Pause after a connection could not be accepted: the reason (memory, descriptors) takes time.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+
+/// Where connections come from.
+pub trait Listener {
+    /// Readable when a connection waits.
+    fn readable(&self) -> BorrowedFd<'_>;
+    /// `None`: the connection is not the host's and has been closed.
+    fn accept(&self) -> io::Result<Option<OwnedFd>>;
+}
+
+/// PID 1's state: what the machine offers, and what has become of the workload.
+#[derive(Debug)]
+pub struct Guest {
+    site: Site,
+    /// Why there is no root to start a workload in, if there is none.
+    boot_trouble: Option<String>,
+    ready_ns: u64,
+    children: Arc<Children>,
+    phase: Mutex<Phase>,
+    connections: AtomicUsize,
+    /// Readable once the power-off was asked for and the workload is stopped.
+    off: OwnedFd,
+}
+
+#[derive(Debug, Clone)]
+enum Phase {
+    /// Nothing was started yet.
+    Waiting,
+    /// A Start is under way, or has failed half-way: there is no second try in one machine.
+    Spent,
+    Running(Arc<Workload>),
+    Stopping,
+}
+
+impl Guest {
+    pub fn new(site: Site, boot_trouble: Option<String>, ready_ns: u64) -> io::Result<Self> {
+        Ok(Self {
+            site,
+            boot_trouble,
+            ready_ns,
+            children: Arc::default(),
+            phase: Mutex::new(Phase::Waiting),
+            connections: AtomicUsize::new(0),
+            off: eventfd(0, EventfdFlags::CLOEXEC)?,
+        })
+    }
+
+    pub fn children(&self) -> Arc<Children> {
+        Arc::clone(&self.children)
+    }
+
+    fn phase(&self) -> Phase {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_phase(&self, phase: Phase) {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+    }
+
+    fn workload(&self) -> Result<Arc<Workload>, Failure> {
+        let refused = |message: &str| Err(failure(FailureKind::WrongState, message));
+        match self.phase() {
+            Phase::Running(workload) => Ok(workload),
+            Phase::Waiting => refused("the sandbox was not started yet"),
+            Phase::Spent => refused("the sandbox's start is under way or has failed"),
+            Phase::Stopping => refused("the sandbox is being stopped"),
+        }
+    }
+
+    fn start(&self, start: &Start) -> Result<(), Failure> {
+        {
+            let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+            if !matches!(*phase, Phase::Waiting) {
+                let message = "the sandbox was started already";
+                return Err(failure(FailureKind::WrongState, message));
+            }
+            *phase = Phase::Spent;
+        }
+        if let Some(trouble) = &self.boot_trouble {
+            return Err(failure(FailureKind::Internal, trouble));
+        }
+        // Programs that look themselves up by it find it from their first instruction.
+        if !start.host_name.is_empty() {
+            rustix::system::sethostname(start.host_name.as_bytes())
+                .map_err(|error| from_io("cannot set the host name", &error.into()))?;
+        }
+        let limits = limits::of_this_machine()?;
+        let workload = Workload::create(&self.site, start, limits, self.children())?;
+        let workload = Arc::new(workload);
+        self.set_phase(Phase::Running(Arc::clone(&workload)));
+        self.reap_strays();
+        if !start.argv.is_empty() {
+            workload.set_entrypoint(Entrypoint::start(&workload, start.argv.clone())?);
+        }
+        Ok(())
+    }
+
+    /// From the moment there is a child, the sandbox's first process, until there is none.
+    fn reap_strays(&self) {
+        // Strays come to the machine's first process only.
+        if std::process::id() != 1 {
+            return;
+        }
+        let children = self.children();
+        // Without the thread strays stay zombies, which the workload's process limit bounds.
+        let _ = thread::Builder::new()
+            .name("reaper".to_owned())
+            .stack_size(THREAD_STACK_BYTES)
+            .spawn(move || children.reap_strays());
+    }
+
+    fn power_off(&self, grace: Duration) -> Result<(), Failure> {
+        let before = {
+            let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *phase, Phase::Stopping)
+        };
+        match before {
+            Phase::Running(workload) => power::stop(&workload, grace),
+            Phase::Waiting | Phase::Spent => rustix::fs::sync(),
+            Phase::Stopping => {
+                let message = "the sandbox is being stopped already";
+                return Err(failure(FailureKind::WrongState, message));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Serves until the power-off is asked for and the workload has been stopped.
+pub fn serve(listener: &impl Listener, guest: &Arc<Guest>) -> io::Result<()> {
+    loop {
+        let mut fds = [
+            PollFd::from_borrowed_fd(listener.readable(), PollFlags::IN),
+            PollFd::new(&guest.off, PollFlags::IN),
+        ];
+        poll_until(&mut fds, None)?;
+        if !fds[1].revents().is_empty() {
+            return Ok(());
+        }
+        if fds[0].revents().is_empty() {
+            continue;
+        }
+        match listener.accept() {
+            Ok(Some(socket)) => dispatch(socket, guest),
+            Ok(None) => {}
+            // One connection that failed must not end all others.
+            Err(_) => thread::sleep(ACCEPT_PAUSE),
+        }
+    }
+}
+
+/// One of the connections served at once. Given back on drop.
+struct Slot(Arc<Guest>);
+
+impl Slot {
+    fn take(guest: &Arc<Guest>) -> Option<Self> {
+        let slot = Self(Arc::clone(guest));
+        let taken = guest.connections.fetch_add(1, Ordering::AcqRel);
+        // Dropping the slot takes the addition back.
+        (taken < CONNECTIONS_MAX).then_some(slot)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn dispatch(socket: OwnedFd, guest: &Arc<Guest>) {
+    let mut connection = Connection::new(socket);
+    let Some(slot) = Slot::take(guest) else {
+        let message = format!("{CONNECTIONS_MAX} calls are being served already");
+        // A few dozen bytes into an empty socket do not wait.
+        let _ = connection.send(&Output::Failed(failure(FailureKind::Exhausted, message)));
+        return;
+    };
+    // Without a thread the connection is closed, which the host takes as a failure of the call.
+    let _ = thread::Builder::new().name("call".to_owned()).stack_size(THREAD_STACK_BYTES).spawn(
+        move || {
+            serve_one(&mut connection, &slot.0);
+        },
+    );
+}
+
+fn serve_one(connection: &mut Connection, guest: &Guest) {
+    let answer = match read_request(connection) {
+        Ok(Some(call)) => carry_out(call, connection, guest),
+        Ok(None) => return,
+        Err(refused) => Err(refused),
+    };
+    if let Err(refused) = answer {
+        // The host may have gone; then nobody is left to tell.
+        let _ = connection.set_blocking();
+        let _ = connection.send(&Output::Failed(refused));
+    }
+}
+
+fn read_request(connection: &mut Connection) -> Result<Option<Call>, Failure> {
+    let limited = connection.limit_reads(Some(REQUEST_MAX));
+    limited.map_err(|error| from_io("cannot limit the connection", &error))?;
+    let request: Request = match frame::read_frame(connection) {
+        Ok(Some(request)) => request,
+        Ok(None) | Err(FrameError::Cut | FrameError::Io(_)) => return Ok(None),
+        Err(error) => return Err(invalid(format!("this is not a request: {error}"))),
+    };
+    let unlimited = connection.limit_reads(None);
+    unlimited.map_err(|error| from_io("cannot unlimit the connection", &error))?;
+    if request.version != WIRE_VERSION {
+        let asked = request.version;
+        let message = format!("version {asked} was asked for; this guest speaks {WIRE_VERSION}");
+        return Err(invalid(message));
+    }
+    Ok(Some(request.call))
+}
+
+/// Does what was asked. `Err` is the answer still to be sent.
+fn carry_out(call: Call, connection: &mut Connection, guest: &Guest) -> Result<(), Failure> {
+    match call {
+        Call::Info => {
+            let exited = match guest.phase() {
+                Phase::Running(workload) => workload.entrypoint().and_then(|main| main.exited()),
+                _ => None,
+            };
+            say(connection, &Output::Info(info::info(&guest.site.root, guest.ready_ns, exited)));
+            Ok(())
+        }
+        Call::Start(start) => done(connection, guest.start(&start)),
+        Call::Exec(exec) => carry_out_exec(&exec, connection, guest),
+        Call::ReadFile { path } => {
+            let complete = files::read(&*guest.workload()?, &path, connection)?;
+            done_if(complete, connection)
+        }
+        Call::WriteFile { path, mode, create_dirs } => {
+            let workload = guest.workload()?;
+            let complete = files::write(&workload, &path, mode, create_dirs, connection)?;
+            done_if(complete, connection)
+        }
+        Call::Processes => {
+            say(connection, &Output::Processes(processes::list(&*guest.workload()?)?));
+            Ok(())
+        }
+        Call::Log => {
+            let log = guest.workload()?.entrypoint().map(|main| main.log()).unwrap_or_default();
+            for piece in log.chunks(CHUNK_BYTES_MAX) {
+                say(connection, &Output::Data(piece.to_vec()));
+            }
+            done_if(true, connection)
+        }
+        Call::PowerOff { grace_ms } => {
+            let grace = Duration::from_millis(u64::from(grace_ms));
+            done(connection, guest.power_off(grace))?;
+            connection.finish(FAREWELL_MAX);
+            match rustix::io::write(&guest.off, &1_u64.to_ne_bytes()) {
+                Ok(_) | Err(Errno::AGAIN) => Ok(()),
+                Err(error) => Err(from_io("cannot power off", &error.into())),
+            }
+        }
+    }
+}
+
+fn carry_out_exec(exec: &Exec, connection: &mut Connection, guest: &Guest) -> Result<(), Failure> {
+    exec::run(&*guest.workload()?, exec, connection)?;
+    Ok(())
+}
+
+/// The host may have gone; what was done stays done, so that nothing follows from it.
+fn say(connection: &mut Connection, output: &Output) {
+    let _ = connection.send(output);
+}
+
+fn done(connection: &mut Connection, outcome: Result<(), Failure>) -> Result<(), Failure> {
+    outcome?;
+    done_if(true, connection)
+}
+
+fn done_if(complete: bool, connection: &mut Connection) -> Result<(), Failure> {
+    if complete {
+        say(connection, &Output::Done);
+    }
+    Ok(())
+}
+
+impl Listener for std::os::unix::net::UnixListener {
+    fn readable(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+
+    fn accept(&self) -> io::Result<Option<OwnedFd>> {
+        Ok(Some(Self::accept(self)?.0.into()))
+    }
+}

@@ -1,0 +1,131 @@
+//! Files are read and written where a program of the sandbox would find them.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use fs_err as fs;
+use holdfast_wire::{
+    frame::write_frame,
+    guest::{Call, Failure, FailureKind, Input, Output},
+};
+
+use crate::sandbox::{Sandbox, eventually};
+
+fn write_call(path: &str) -> Call {
+    Call::WriteFile { path: path.to_owned(), mode: None, create_dirs: false }
+}
+
+fn read(sandbox: &Sandbox, path: &str) -> Result<Vec<u8>, Failure> {
+    let outputs = sandbox.simple(Call::ReadFile { path: path.to_owned() })?;
+    assert!(matches!(outputs.first(), Some(Output::File { .. })), "{outputs:?}");
+    assert_eq!(outputs.last(), Some(&Output::Done));
+    let data = outputs.into_iter().filter_map(|output| match output {
+        Output::Data(bytes) => Some(bytes),
+        _ => None,
+    });
+    Ok(data.flatten().collect())
+}
+
+#[test]
+fn what_is_written_is_read_back_with_its_mode() {
+    let sandbox = Sandbox::started();
+    let content: Vec<u8> = (0..1_000_000_u32).flat_map(|n| n.to_le_bytes()).collect();
+    let path = "/new/deep/file".to_owned();
+    let call = Call::WriteFile { path, mode: Some(0o750), create_dirs: true };
+    sandbox.write(call, &content).unwrap();
+    assert!(read(&sandbox, "/new/deep/file").unwrap() == content);
+    let call = Call::ReadFile { path: "/new/deep/file".to_owned() };
+    let answer = sandbox.simple(call).unwrap().swap_remove(0);
+    assert_eq!(answer, Output::File { size: 4_000_000, mode: 0o750 });
+}
+
+#[test]
+fn a_replaced_file_keeps_owner_and_mode_and_its_link() {
+    let sandbox = Sandbox::started();
+    sandbox.shell("echo old > /tmp/f; chown 5:6 /tmp/f; chmod 4701 /tmp/f; ln -s /tmp/f /l");
+    sandbox.write(write_call("/l"), b"new").unwrap();
+    let file = fs::metadata(sandbox.root().join("tmp/f")).unwrap();
+    assert_eq!((file.uid(), file.gid(), file.permissions().mode() & 0o7777), (5, 6, 0o4701));
+    assert_eq!(sandbox.shell("readlink /l; cat /tmp/f").stdout, "/tmp/f\nnew");
+}
+
+#[test]
+fn links_and_dots_stay_inside_the_sandbox() {
+    let sandbox = Sandbox::started();
+    sandbox.shell("ln -s /etc/passwd /a; ln -s ../../../../../../../etc/passwd /tmp/b");
+    let inside = read(&sandbox, "/etc/passwd").unwrap();
+    assert!(inside != fs::read("/etc/passwd").unwrap());
+    for path in ["/a", "/tmp/b", "/../../../etc/passwd", "etc/passwd"] {
+        assert_eq!(read(&sandbox, path).unwrap(), inside, "{path}");
+    }
+    sandbox.write(write_call("/../../../../escaped"), b"x").unwrap();
+    assert!(sandbox.root().join("escaped").exists() && !fs::exists("/escaped").unwrap());
+}
+
+#[test]
+fn a_file_made_while_it_is_read_is_read_whole() {
+    let sandbox = Sandbox::started();
+    let status = String::from_utf8(read(&sandbox, "/proc/1/status").unwrap()).unwrap();
+    assert!(status.starts_with("Name:\tsandbox-init\n"), "{status}");
+}
+
+#[test]
+fn a_file_on_a_mount_of_the_workloads_own_is_found() {
+    let sandbox = Sandbox::started();
+    sandbox.shell("mkdir /m; mount -t tmpfs none /m; echo there > /m/f");
+    assert_eq!(read(&sandbox, "/m/f").unwrap(), b"there\n");
+}
+
+#[test]
+fn what_is_no_file_is_refused_by_kind() {
+    let sandbox = Sandbox::started();
+    sandbox.shell("mkfifo /tmp/pipe; ln -s loop /loop");
+    let cases = [
+        ("/missing", FailureKind::NotFound),
+        ("/tmp", FailureKind::Invalid),
+        ("/tmp/pipe", FailureKind::Invalid),
+        ("/dev/zero", FailureKind::Invalid),
+        ("/etc/passwd/x", FailureKind::Invalid),
+        ("/loop", FailureKind::Invalid),
+        ("", FailureKind::Invalid),
+        ("/a\0b", FailureKind::Invalid),
+    ];
+    for (path, kind) in cases {
+        let refused = read(&sandbox, path).unwrap_err();
+        assert_eq!(refused.kind, kind, "read {path:?}: {refused:?}");
+    }
+    let cases = [
+        ("/missing/file", FailureKind::NotFound),
+        ("/tmp", FailureKind::Invalid),
+        ("/tmp/", FailureKind::Invalid),
+        ("/tmp/..", FailureKind::Invalid),
+        ("/tmp/pipe", FailureKind::Invalid),
+        ("/dev/null", FailureKind::Invalid),
+        ("/etc/passwd/x", FailureKind::Invalid),
+        ("/", FailureKind::Invalid),
+    ];
+    for (path, kind) in cases {
+        let refused = sandbox.write(write_call(path), b"x").unwrap_err();
+        assert_eq!(refused.kind, kind, "write {path:?}: {refused:?}");
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_as_such_and_leaves_nothing() {
+    let sandbox = Sandbox::started();
+    sandbox.shell("mkdir /small; mount -t tmpfs -o size=64k none /small");
+    let refused = sandbox.write(write_call("/small/f"), &vec![1; 1 << 20]).unwrap_err();
+    assert_eq!(refused.kind, FailureKind::Exhausted, "{refused:?}");
+    assert_eq!(sandbox.shell("ls -A /small").stdout, "");
+}
+
+#[test]
+fn a_write_cut_short_changes_nothing() {
+    let sandbox = Sandbox::started();
+    sandbox.shell("mkdir /d; echo old > /d/f");
+    let mut stream = sandbox.call(write_call("/d/f"));
+    write_frame(&mut stream, &Input::Data(b"half".to_vec())).unwrap();
+    eventually("the draft", || sandbox.shell("ls -A /d").stdout.contains("draft"));
+    drop(stream);
+    eventually("the draft is gone", || sandbox.shell("ls -A /d").stdout == "f\n");
+    assert_eq!(sandbox.shell("cat /d/f").stdout, "old\n");
+}

@@ -1,0 +1,9 @@
+//! PID 1's calls against a real workload on this machine: namespaces, overlay and cgroups are the
+//! kernel's, only the microVM is missing. Needs root and busybox-static.
+#![forbid(unsafe_code)]
+
+mod entrypoints;
+mod execs;
+mod file_calls;
+mod sandbox;
+mod streams;
