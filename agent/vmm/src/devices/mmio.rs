@@ -286,3 +286,6 @@ fn set_low(target: &mut u64, value: u32) {
 fn set_high(target: &mut u64, value: u32) {
     *target = *target & LOW | u64::from(value) << 32;
 }
+
+#[cfg(test)]
+mod tests;

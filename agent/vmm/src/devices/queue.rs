@@ -197,3 +197,6 @@ fn read_chain<'m>(
     }
     Err(Broken::ChainEnd)
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,3 +10,6 @@ mod worker;
 pub(super) use backing::DiskError;
 pub(super) use counters::DiskCounters;
 pub(super) use device::device;
+
+#[cfg(test)]
+mod tests;

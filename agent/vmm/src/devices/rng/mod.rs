@@ -6,3 +6,6 @@ mod state;
 mod worker;
 
 pub(super) use device::device;
+
+#[cfg(test)]
+mod tests;

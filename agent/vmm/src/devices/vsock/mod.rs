@@ -16,3 +16,6 @@ mod worker;
 
 pub(super) use counters::VsockCounters;
 pub(super) use device::device;
+
+#[cfg(test)]
+mod tests;

@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn fields_lie_where_the_specification_puts_them() {
-        let bytes: [u8; HEADER_BYTES] = std::array::from_fn(|at| at as u8);
+        let bytes: [u8; HEADER_BYTES] = std::array::from_fn(|at| u8::try_from(at).unwrap());
         let header = Header::from_bytes(&bytes);
         assert_eq!(header.source_cid, 0x0706_0504_0302_0100);
         assert_eq!(header.target_port, 0x1716_1514);

@@ -33,7 +33,7 @@ use crate::{
 const BATCH: usize = 64;
 /// Resets waiting for the guest to offer buffers. While they are this many its packets are left in
 /// the queue: a guest that does not listen is not listened to.
-const REFUSALS_MAX: usize = 128;
+pub(super) const REFUSALS_MAX: usize = 128;
 /// Token of the listener; a connection's is its port, which is larger.
 const LISTENER: u64 = 0;
 
