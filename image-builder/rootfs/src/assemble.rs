@@ -51,7 +51,10 @@ pub fn assemble(
 }
 
 /// The merged tree, and the blobs that its files' segments count in.
-fn merge(store: &Path, layers: &[Digest]) -> Result<(Tree, Vec<Segment>), AssembleError> {
+pub(crate) fn merge(
+    store: &Path,
+    layers: &[Digest],
+) -> Result<(Tree, Vec<Segment>), AssembleError> {
     let mut tree = Tree::new();
     let mut blobs: Vec<Segment> = Vec::new();
     for diff_id in layers {

@@ -12,6 +12,8 @@ mod error;
 mod layer;
 mod limits;
 mod record;
+#[cfg(test)]
+mod rules;
 mod store;
 mod tree;
 
