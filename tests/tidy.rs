@@ -53,7 +53,14 @@ fn top() -> PathBuf {
 /// Files git tracks or would track, by their ending.
 fn files(ending: &str) -> Vec<PathBuf> {
     let output = Command::new("git")
-        .args(["ls-files", "--cached", "--others", "--exclude-standard", "--", &format!("*{ending}")])
+        .args([
+            "ls-files",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+            "--",
+            &format!("*{ending}"),
+        ])
         .current_dir(top())
         .output()
         .expect("git runs");

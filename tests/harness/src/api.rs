@@ -1,0 +1,80 @@
+//! Raw requests to a node's API, for what no well-behaved client would send.
+
+use anyhow::{Context, Result, ensure};
+use reqwest::{Certificate, Method, blocking::Client};
+use serde_json::Value;
+
+use crate::Node;
+
+/// What the API answered.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: u16,
+    pub body: Value,
+}
+
+impl Answer {
+    /// The code of a typed error; its message and hint must be there too.
+    pub fn error_code(&self) -> Result<String> {
+        let error = &self.body["error"];
+        ensure!(error["message"].is_string(), "no message in {self:?}");
+        let code = error["code"].as_str().with_context(|| format!("no error code in {self:?}"))?;
+        Ok(code.to_owned())
+    }
+}
+
+#[derive(Debug)]
+pub struct Api {
+    client: Client,
+    endpoint: String,
+    token: String,
+}
+
+impl Api {
+    pub(crate) fn new(node: &Node) -> Result<Self> {
+        // Another test of this process may have installed it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let ca = Certificate::from_pem(&fs_err::read(&node.ca)?)?;
+        let client = Client::builder()
+            .tls_built_in_root_certs(false)
+            .add_root_certificate(ca)
+            .timeout(crate::PATIENCE)
+            .build()?;
+        Ok(Self { client, endpoint: node.endpoint.clone(), token: node.token.clone() })
+    }
+
+    /// The same node with another token; `None`: without one.
+    pub fn with_token(mut self, token: Option<&str>) -> Self {
+        self.token = token.unwrap_or_default().to_owned();
+        self
+    }
+
+    pub fn send(&self, method: &str, path: &str, body: Vec<u8>) -> Result<Answer> {
+        let method = Method::from_bytes(method.as_bytes())?;
+        let mut request = self.client.request(method, format!("{}{path}", self.endpoint));
+        if !self.token.is_empty() {
+            request = request.bearer_auth(&self.token);
+        }
+        let response = request.header("content-type", "application/json").body(body).send()?;
+        let status = response.status().as_u16();
+        let bytes = response.bytes()?;
+        let body = if bytes.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_slice(&bytes)
+                .with_context(|| format!("not JSON: {}", String::from_utf8_lossy(&bytes)))?
+        };
+        Ok(Answer { status, body })
+    }
+
+    pub fn get(&self, path: &str) -> Result<Answer> {
+        self.send("GET", path, Vec::new())
+    }
+
+    /// The body of a GET that must succeed.
+    pub fn read(&self, path: &str) -> Result<Value> {
+        let answer = self.get(path)?;
+        ensure!(answer.status == 200, "{path}: {answer:?}");
+        Ok(answer.body)
+    }
+}
