@@ -31,6 +31,9 @@ const LOG_BYTES_MAX: usize = 256 * 1024;
 /// Longest time its program may take to be loaded.
 const LOAD_MAX: Duration = Duration::from_secs(30);
 
+/// Name of its cgroup below the workload's.
+pub(crate) const ENTRYPOINT_CGROUP: &str = "main";
+
 const READ_BYTES: usize = 16 * 1024;
 
 #[derive(Debug)]
@@ -89,12 +92,12 @@ impl Entrypoint {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).0.iter().copied().collect()
     }
 
-    /// To its process group, while it runs.
+    /// To the program itself, not to its children, while it runs: stopping them is its own affair.
     pub fn signal(&self, signal: i32) {
         // Held, so that it is not reaped, and its number not given away, in between.
         let exited = self.exited.lock().unwrap_or_else(PoisonError::into_inner);
         if exited.is_none() {
-            let _ = sys::signal_group(self.leader, signal);
+            let _ = sys::signal_process(self.leader, signal);
         }
     }
 
@@ -143,7 +146,7 @@ impl Entrypoint {
 fn begin(workload: &Arc<Workload>, argv: &[String]) -> Result<(Process, OwnedFd), Failure> {
     let cgroup = workload
         .cgroups()
-        .named("main")
+        .named(ENTRYPOINT_CGROUP)
         .map_err(|error| from_io("cannot make the entrypoint's cgroup", &error))?;
     let inside = workload.enter()?;
     let prepared = Prepared::new(argv, Overrides::default(), workload, &inside)?;

@@ -12,7 +12,11 @@ use rustix::{
     system::{RebootCommand, reboot},
 };
 
-use crate::{mounts, processes, workload::Workload};
+use crate::{
+    mounts,
+    processes::{self, Target},
+    workload::Workload,
+};
 
 /// How often it is looked whether the workload has ended by itself.
 const LOOK: Duration = Duration::from_millis(10);
@@ -22,13 +26,16 @@ const KILL_MAX: Duration = Duration::from_secs(5);
 
 /// Asks the workload to end, waits for the grace, then kills what is left, and syncs the disks.
 pub fn stop(workload: &Workload, grace: Duration) {
-    if let Some(entrypoint) = workload.entrypoint() {
-        entrypoint.signal(workload.settings.stop_signal);
-    }
-    let running = || processes::outer_pids(workload).unwrap_or_default();
-    for pid in running() {
+    let entrypoint = workload.entrypoint().filter(|entrypoint| entrypoint.exited().is_none());
+    let running = || processes::targets(workload).unwrap_or_default();
+    // The entrypoint stops its children itself, at the one signal its image names for it.
+    let told = |target: &Target| entrypoint.is_some() && target.of_entrypoint;
+    for target in running().iter().filter(|target| !told(target)) {
         // A process may end in between; its number is not given away within the moment.
-        let _ = kill_process(pid, Signal::TERM);
+        let _ = kill_process(target.pid, Signal::TERM);
+    }
+    if let Some(entrypoint) = &entrypoint {
+        entrypoint.signal(workload.settings.stop_signal);
     }
     let patience = Instant::now() + grace;
     while !running().is_empty() && Instant::now() < patience {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use holdfast_wire::guest::{Failure, Process};
 use rustix::process::Pid;
 
-use crate::{failure::from_io, workload::Workload};
+use crate::{entrypoint::ENTRYPOINT_CGROUP, failure::from_io, workload::Workload};
 
 /// Most processes told to the host: what fits one frame with the longest names.
 const PROCESSES_MAX: usize = 4096;
@@ -16,6 +16,7 @@ struct Entry {
     outer: u32,
     outer_parent: u32,
     inner: u32,
+    of_entrypoint: bool,
     name: String,
 }
 
@@ -36,13 +37,23 @@ pub(crate) fn list(workload: &Workload) -> Result<Vec<Process>, Failure> {
         .collect())
 }
 
-/// As PID 1 sees them, without the sandbox's first one.
-pub(crate) fn outer_pids(workload: &Workload) -> Result<Vec<Pid>, Failure> {
+/// A process of the workload for who wants to signal it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target {
+    /// As PID 1 sees it.
+    pub pid: Pid,
+    /// The entrypoint or one of its children.
+    pub of_entrypoint: bool,
+}
+
+/// All but the sandbox's first one.
+pub(crate) fn targets(workload: &Workload) -> Result<Vec<Target>, Failure> {
     let holder = workload.holder_pid();
-    let pids = entries(workload)?.into_iter().filter_map(|entry| {
-        Pid::from_raw(i32::try_from(entry.outer).ok()?).filter(|pid| *pid != holder)
+    let targets = entries(workload)?.into_iter().filter_map(|entry| {
+        let pid = Pid::from_raw(i32::try_from(entry.outer).ok()?).filter(|pid| *pid != holder)?;
+        Some(Target { pid, of_entrypoint: entry.of_entrypoint })
     });
-    Ok(pids.collect())
+    Ok(targets.collect())
 }
 
 fn entries(workload: &Workload) -> Result<Vec<Entry>, Failure> {
@@ -62,9 +73,11 @@ fn entries(workload: &Workload) -> Result<Vec<Entry>, Failure> {
         // A process that ends meanwhile has no files any more.
         let read = |file| fs_err::read(folder.path().join(file)).unwrap_or_default();
         let cgroup = String::from_utf8_lossy(&read("cgroup")).into_owned();
-        if cgroup_path(&cgroup).is_some_and(|path| path.starts_with(&below)) {
-            found.extend(parse_status(outer, &String::from_utf8_lossy(&read("status"))));
-        }
+        let Some(place) = cgroup_path(&cgroup).and_then(|path| path.strip_prefix(&below)) else {
+            continue;
+        };
+        let status = String::from_utf8_lossy(&read("status")).into_owned();
+        found.extend(parse_status(outer, place, &status));
     }
     Ok(found)
 }
@@ -75,14 +88,18 @@ fn cgroup_path(text: &str) -> Option<&str> {
 }
 
 /// Reads `/proc/N/status`. The names in it are the workload's choice; the kernel escapes new lines.
-fn parse_status(outer: u32, status: &str) -> Option<Entry> {
+///
+/// `place` is its cgroup below the workload's.
+fn parse_status(outer: u32, place: &str, status: &str) -> Option<Entry> {
     let field = |name: &str| {
         status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
     };
     // The numbers in all namespaces, PID 1's first, then the sandbox's.
     let inner = field("NSpid")?.split_whitespace().nth(1)?.parse().ok()?;
     let outer_parent = field("PPid")?.parse().ok()?;
-    Some(Entry { outer, outer_parent, inner, name: field("Name")?.to_owned() })
+    let of_entrypoint = place.split('/').next() == Some(ENTRYPOINT_CGROUP);
+    let name = field("Name")?.to_owned();
+    Some(Entry { outer, outer_parent, inner, of_entrypoint, name })
 }
 
 #[cfg(test)]
@@ -92,14 +109,21 @@ mod tests {
     #[test]
     fn a_process_is_known_by_its_number_in_the_sandbox() {
         let status = "Name:\tsleep\nUmask:\t0022\nPid:\t120\nPPid:\t1\nNSpid:\t120\t7\t1\n";
-        let entry = Entry { outer: 120, outer_parent: 1, inner: 7, name: "sleep".to_owned() };
-        assert_eq!(parse_status(120, status), Some(entry));
+        let entry = Entry {
+            outer: 120,
+            outer_parent: 1,
+            inner: 7,
+            of_entrypoint: true,
+            name: "sleep".to_owned(),
+        };
+        assert_eq!(parse_status(120, "main/deeper", status), Some(entry));
+        assert!(!parse_status(120, "mainly", status).unwrap().of_entrypoint);
     }
 
     #[test]
     fn a_process_outside_every_sandbox_or_gone_is_left_out() {
-        assert_eq!(parse_status(5, "Name:\tkthreadd\nPPid:\t0\nNSpid:\t5\n"), None);
-        assert_eq!(parse_status(5, ""), None);
+        assert_eq!(parse_status(5, "exec-1", "Name:\tkthreadd\nPPid:\t0\nNSpid:\t5\n"), None);
+        assert_eq!(parse_status(5, "exec-1", ""), None);
     }
 
     #[test]

@@ -228,12 +228,19 @@ fn holder_mounts() -> Result<(), Errno> {
     mount(c"cgroup2", c"/sys/fs/cgroup", c"cgroup2", flags, None)
 }
 
-/// Sends a signal, given by number, to a process group.
+/// Sends a signal, given by number, to the process group of a child that was made by [`spawn`].
 pub(crate) fn signal_group(leader: Pid, signal: i32) -> io::Result<()> {
-    // SAFETY: passes two numbers. A negative pid is a group; `leader` is never 0 or 1's group
-    // because it was made by `spawn` and called setsid.
-    let outcome = unsafe { libc::kill(-leader.as_raw_nonzero().get(), signal) };
-    check(outcome).map_err(io::Error::from)
+    kill(-leader.as_raw_nonzero().get(), signal)
+}
+
+/// Sends a signal, given by number, to a process.
+pub(crate) fn signal_process(pid: Pid, signal: i32) -> io::Result<()> {
+    kill(pid.as_raw_nonzero().get(), signal)
+}
+
+fn kill(target: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: passes two numbers; the kernel refuses what is not a process or signal.
+    check(unsafe { libc::kill(target, signal) }).map_err(io::Error::from)
 }
 
 /// Gives the calling thread its own of what `flags` names: namespaces, or root and umask.
