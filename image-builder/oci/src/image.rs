@@ -4,7 +4,7 @@ use holdfast_model::Digest;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    Error, Platform,
+    ContentStore, Error, Platform,
     manifest::{self, Compression, Config, DOCUMENT_BYTES_MAX, Descriptor, Document},
 };
 
@@ -29,6 +29,8 @@ pub struct Image {
     /// The digest of its manifest: the image's name in the store.
     pub digest: Digest,
     pub architecture: String,
+    /// The manifest as received, or as made for an archive that has none.
+    pub manifest: Vec<u8>,
     /// The config as received: settings are read from it by whoever runs the image.
     pub config: Vec<u8>,
     pub layers: Vec<Layer>,
@@ -70,7 +72,7 @@ impl Image {
                     size = Some(entry.size);
                 }
                 Document::Manifest(manifest) => {
-                    return Self::read(documents, digest, &manifest, platform);
+                    return Self::read(documents, digest, bytes, &manifest, platform);
                 }
             }
         }
@@ -81,6 +83,7 @@ impl Image {
     fn read(
         documents: &mut impl Documents,
         digest: Digest,
+        received: Vec<u8>,
         manifest: &manifest::Manifest,
         platform: &Platform,
     ) -> Result<Self, Error> {
@@ -98,8 +101,15 @@ impl Image {
             digest,
             architecture: platform.architecture.clone(),
             layers: layers.collect::<Result<_, _>>()?,
+            manifest: received,
             config: bytes,
         })
+    }
+
+    /// Keeps manifest and config in a store. What came from a registry is kept already.
+    pub fn keep(&self, store: &ContentStore) -> Result<(), Error> {
+        store.keep_document(&self.config)?;
+        store.keep_document(&self.manifest).map(drop)
     }
 
     /// Compressed bytes of all layers.

@@ -1,5 +1,6 @@
-//! One blob on its way in: a file in `tmp/` that one process at a time may write. It stays when
-//! its writer dies, so that the next one goes on where it ended.
+//! One layer on its way in: a file in `tmp/` that one process at a time may write. It stays when
+//! its writer dies, so that the next one goes on where it ended. It never becomes a blob of the
+//! store: a layer is used up as soon as it is whole, and its packed bytes are not kept.
 
 use std::{
     io::{self, Read, Seek, SeekFrom, Write},
@@ -12,7 +13,7 @@ use fs_err as fs;
 use holdfast_model::Digest;
 use sha2::{Digest as _, Sha256};
 
-use super::{ContentStore, sync_folder_of};
+use super::ContentStore;
 use crate::Error;
 
 /// Bytes read at once when a draft's content is hashed anew.
@@ -23,7 +24,6 @@ const REHASH_BYTES: usize = 256 * 1024;
 pub struct Draft {
     file: fs::File,
     path: PathBuf,
-    target: PathBuf,
     digest: Digest,
 }
 
@@ -41,9 +41,9 @@ impl ContentStore {
                 .map_err(Error::Store)?;
             // The kernel frees the lock of a process that dies: no follower waits for a dead one.
             file.lock().map_err(Error::Store)?;
-            // The one before may have published or removed the file this lock is on.
+            // The one before may have removed the file this lock is on.
             if is_at(&file, &path).map_err(Error::Store)? {
-                return Ok(Draft { file, path, target: self.blob_path(digest), digest });
+                return Ok(Draft { file, path, digest });
             }
         }
     }
@@ -116,16 +116,6 @@ impl Draft {
         Ok(&mut self.file)
     }
 
-    /// Keeps the verified bytes as a blob of the store, durable.
-    pub fn publish(self) -> Result<(), Error> {
-        let publish = || -> io::Result<()> {
-            self.file.sync_all()?;
-            fs::rename(&self.path, &self.target)?;
-            sync_folder_of(&self.target)
-        };
-        publish().map_err(Error::Store)
-    }
-
     /// Removes the bytes: they were used up, or they are wrong.
     pub fn discard(self) -> Result<(), Error> {
         fs::remove_file(&self.path).map_err(Error::Store)
@@ -140,7 +130,7 @@ mod tests {
     use crate::image::digest_of;
 
     #[test]
-    fn a_draft_left_behind_is_continued_and_published_whole() {
+    fn a_draft_left_behind_is_continued_and_read_whole() {
         let folder = tempfile::tempdir().unwrap();
         let store = ContentStore::open(folder.path()).unwrap();
         let digest = digest_of(b"onetwo");
@@ -150,8 +140,10 @@ mod tests {
         draft.append(b"two").unwrap();
         hasher.update(b"two");
         assert_eq!((have, Digest::from_sha256(hasher.finalize().into())), (3, digest));
-        draft.publish().unwrap();
-        assert_eq!(fs::read(store.blob_path(digest)).unwrap(), b"onetwo");
+        let mut bytes = Vec::new();
+        draft.reader().unwrap().read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, b"onetwo");
+        draft.discard().unwrap();
         assert_eq!(fs::read_dir(store.tmp()).unwrap().count(), 0);
     }
 
@@ -169,7 +161,7 @@ mod tests {
         // Not a condition to wait for: that the follower has not gone on can only be looked at.
         thread::sleep(Duration::from_millis(50));
         assert!(!follower.is_finished());
-        first.publish().unwrap();
+        first.discard().unwrap();
         assert_eq!(follower.join().unwrap(), 0);
     }
 

@@ -1,4 +1,4 @@
-//! Content by digest, under `<store>/`: `blobs/sha256/<hex>` (whole and verified, or absent),
+//! Content by digest, under `<store>/`: `blobs/sha256/<hex>` (manifests and configs, whole),
 //! `tags/` (what names meant when last asked), `tmp/` (drafts). Files appear by rename only, so a
 //! crash leaves drafts and nothing half-made. Several processes use one store at a time.
 
