@@ -89,3 +89,40 @@ impl Table {
         self.connections.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream() -> UnixStream {
+        UnixStream::pair().unwrap().0
+    }
+
+    #[test]
+    fn one_that_leaves_makes_room_for_one() {
+        let mut table = Table::new();
+        let ports: Vec<_> = (0..CONNECTIONS_MAX).map(|_| table.add(stream()).unwrap()).collect();
+        assert!(table.add(stream()).is_err());
+        table.remove(ports[7]);
+        assert!(table.add(stream()).is_ok());
+        assert!(table.add(stream()).is_err());
+    }
+
+    #[test]
+    fn ports_in_use_are_not_given_again_when_the_count_wraps() {
+        let mut table = Table::new();
+        let first = table.add(stream()).unwrap();
+        table.next_port = u32::MAX;
+        assert_eq!(table.add(stream()).unwrap(), u32::MAX);
+        assert_eq!(table.add(stream()).unwrap(), first + 1);
+    }
+
+    #[test]
+    fn a_connection_waits_in_line_once() {
+        let mut table = Table::new();
+        let port = table.add(stream()).unwrap();
+        table.wake(port);
+        assert_eq!(table.next_waiting(), Some(port));
+        assert_eq!(table.next_waiting(), None);
+    }
+}
