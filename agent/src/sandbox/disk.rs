@@ -137,6 +137,9 @@ impl Disks {
 /// the guest's kernel.
 fn format(path: &Path, size: Mib) -> Result<(), DiskError> {
     let output = Command::new("mke2fs")
+        // Looked up here: not whatever else is called so in the agent's own path.
+        .env_clear()
+        .env("PATH", "/usr/sbin:/sbin")
         .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-O", "^resize_inode"])
         .args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"])
         .args(["-J", &format!("size={JOURNAL_MIB}")])

@@ -83,6 +83,8 @@ pub struct Registry {
 #[derive(Debug, Clone)]
 pub struct RuntimeDetails {
     pub vmm_pid: u32,
+    /// Resident memory of the VMM beyond the guest's.
+    pub vmm_resident_kib: Option<u64>,
     pub vmm: Option<vmm::Stats>,
     pub guest: Option<Info>,
     pub cgroup: Usage,
@@ -293,11 +295,17 @@ impl Registry {
         };
         Ok(RuntimeDetails {
             vmm_pid: live.vmm_pid,
+            vmm_resident_kib: resident_kib(live.vmm_pid),
             vmm,
             guest: guest.ok(),
             cgroup: cgroup_usage(&live.cgroup),
             phases: live.phases,
         })
+    }
+
+    /// What may be given away in all.
+    pub fn limits(&self) -> Capacity {
+        self.scheduler.limits()
     }
 
     /// What may still be given away.
@@ -363,6 +371,16 @@ fn node_capacity() -> io::Result<Capacity> {
         cpu: holdfast_model::MilliCpu(u32::try_from(cpus * 1000).unwrap_or(u32::MAX)),
         memory: Mib(u32::try_from(kib / 1024).unwrap_or(u32::MAX)),
     })
+}
+
+/// Resident memory of a process without what it shares by memfd, which for a VMM is the guest's.
+fn resident_kib(pid: u32) -> Option<u64> {
+    let status = fs_err::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()
+    };
+    Some(field("RssAnon:")? + field("RssFile:")?)
 }
 
 fn factors(config: &Config) -> Factors {

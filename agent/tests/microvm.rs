@@ -1,0 +1,194 @@
+//! Sandboxes in real microVMs: our VMM, kernel and PID 1, a busybox image, without the HTTP side.
+//! Needs KVM, cgroup v2, root, mke2fs; where there is none, `scripts/l1` runs it.
+//!
+//! Environment: `HOLDFAST_VMM`, `HOLDFAST_VMLINUX`, `HOLDFAST_INITRAMFS`, `HOLDFAST_BUSYBOX` (static).
+
+#[path = "microvm/node.rs"]
+mod node;
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use holdfast_model::{SandboxId, State};
+use holdfast_wire::guest::{self, Exited, Input, Output};
+use holdfastd::sandbox::ExecError;
+use node::{Node, alive, spec};
+
+/// Set for the agent that is going to be killed.
+const STATE_OF_AGENT: &str = "HOLDFAST_TEST_STATE";
+
+fn shell(script: &str) -> guest::Exec {
+    guest::Exec {
+        command: guest::Command::Shell(script.to_owned()),
+        env: Vec::new(),
+        cwd: None,
+        user: None,
+        stdin: false,
+        timeout_ms: None,
+    }
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct Heard {
+    stdout: String,
+    stderr: String,
+    exited: Option<Exited>,
+}
+
+async fn run(node: &Node, id: &SandboxId, exec: guest::Exec, stdin: &[u8]) -> Heard {
+    let mut session = node.registry.exec(id, exec).await.unwrap();
+    if !stdin.is_empty() {
+        session.send(&Input::Data(stdin.to_vec())).await.unwrap();
+        session.send(&Input::End).await.unwrap();
+    }
+    let mut heard = Heard::default();
+    while let Some(output) = session.next().await.unwrap() {
+        match output {
+            Output::Stdout(bytes) => heard.stdout += &String::from_utf8(bytes).unwrap(),
+            Output::Stderr(bytes) => heard.stderr += &String::from_utf8(bytes).unwrap(),
+            Output::Exited(exited) => heard.exited = Some(exited),
+            other => panic!("{other:?}"),
+        }
+    }
+    heard
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_runs_commands_keeps_files_tells_of_itself_and_leaves_nothing() {
+    let node = Node::start().await;
+    let id = node.running(spec(512)).await;
+
+    let heard = run(&node, &id, shell("echo out; echo err >&2; exit 7"), b"").await;
+    let expected = Heard {
+        stdout: "out\n".to_owned(),
+        stderr: "err\n".to_owned(),
+        exited: Some(Exited::Code(7)),
+    };
+    assert_eq!(heard, expected);
+
+    let cat = guest::Exec { stdin: true, ..shell("cat; hostname; echo $OF_IMAGE $OF_SPEC; pwd") };
+    let heard = run(&node, &id, cat, b"typed\n").await;
+    assert_eq!(heard.stdout, format!("typed\n{id}\nimage spec\n/srv\n"));
+
+    let content = "x".repeat(300_000);
+    let body = content.as_bytes();
+    let path = "/new/folder/file".to_owned();
+    node.registry.write_file(&id, path.clone(), Some(0o640), true, body).await.unwrap();
+    let mut reader = node.registry.read_file(&id, path).await.unwrap();
+    let mut read = Vec::new();
+    while let Some(piece) = reader.next().await.unwrap() {
+        read.extend(piece);
+    }
+    assert_eq!((reader.size, read == body), (300_000, true));
+    let missing = node.registry.read_file(&id, "/nope".to_owned()).await.unwrap_err();
+    assert!(matches!(missing, ExecError::Refused(_)), "{missing}");
+
+    let details = node.registry.details(&id).await.unwrap();
+    println!("{details:?}");
+    assert!(alive(details.vmm_pid));
+    assert!(details.vmm.unwrap().exits.total() > 0);
+    assert!(details.guest.unwrap().memory_total_bytes > 400 << 20);
+    assert!(details.cgroup.cpu_us > 0 && details.cgroup.memory_bytes > 0);
+
+    assert!(!node.traces(&id).is_empty());
+    node.registry.delete(&id).await.unwrap();
+    assert!(!alive(details.vmm_pid));
+    assert_eq!(node.traces(&id), Vec::<String>::new());
+    assert_eq!(node.registry.get(&id).unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_vmm_fails_its_sandbox_with_the_reason_and_no_other() {
+    let node = Node::start().await;
+    let (victim, other) = (node.running(spec(256)).await, node.running(spec(256)).await);
+    let pid = node.registry.details(&victim).await.unwrap().vmm_pid;
+    node::kill(pid);
+    let record = node.settled(&victim, |state| state == State::Failed).await;
+    assert_eq!(record.failure.as_deref(), Some("the VMM was killed by signal 9"));
+    let refused = node.registry.exec(&victim, shell("true")).await.unwrap_err();
+    assert!(matches!(refused, ExecError::NotRunning { state: State::Failed, .. }), "{refused}");
+    assert_eq!(run(&node, &other, shell("echo on"), b"").await.stdout, "on\n");
+    for id in [victim, other] {
+        node.registry.delete(&id).await.unwrap();
+        assert_eq!(node.traces(&id), Vec::<String>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_stops_powers_its_guests_off_and_the_records_say_so() {
+    let node = Node::start().await;
+    let id = node.running(spec(256)).await;
+    node.registry.stop().await;
+    let record = node.registry.get(&id).unwrap().unwrap();
+    assert_eq!(record.state, State::Failed);
+    let failure = record.failure.unwrap();
+    assert!(failure.contains("was powered off"), "{failure}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_deleted_while_it_boots_leaves_nothing() {
+    let node = Node::start().await;
+    let create = node.registry.create(node::group(), spec(256), Some("r1".to_owned()));
+    let record = create.await.unwrap();
+    let again = node.registry.create(node::group(), spec(256), Some("r1".to_owned()));
+    assert_eq!(again.await.unwrap().id, record.id);
+    node.registry.delete(&record.id).await.unwrap();
+    assert_eq!(node.traces(&record.id), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_that_does_not_fit_is_refused_and_says_what_is_short() {
+    let node = Node::start().await;
+    let error = node.registry.create(node::group(), spec(65_536), None).await.unwrap_err();
+    assert!(error.to_string().starts_with("no free memory for 65600Mi"), "{error}");
+    assert_eq!(node.registry.list(&node::group()).unwrap(), []);
+}
+
+/// The agent that is killed by the test below. Does nothing in an ordinary run.
+#[tokio::test(flavor = "multi_thread")]
+async fn agent_process() {
+    let Ok(state) = std::env::var(STATE_OF_AGENT) else { return };
+    let node = Node::start_in(state.into()).await;
+    let ran = node.running(spec(256)).await;
+    let details = node.registry.details(&ran).await.unwrap();
+    println!("\nran {ran} {}", details.vmm_pid);
+    let registry = std::sync::Arc::clone(&node.registry);
+    tokio::spawn(async move { registry.create(node::group(), spec(256), None).await });
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_agent_loses_no_record_and_leaves_nothing_running() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut agent = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "agent_process", "--nocapture"])
+        .env(STATE_OF_AGENT, folder.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(agent.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let line = lines.find_map(|line| line.strip_prefix("ran ").map(str::to_owned)).unwrap();
+    let (ran, pid) = line.split_once(' ').unwrap();
+    let (ran, pid): (SandboxId, u32) = (ran.parse().unwrap(), pid.parse().unwrap());
+    // In the midst of the second one's launch.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    assert!(alive(pid), "the VMM is to be found by the next agent");
+
+    let node = Node::start_in(folder.path().to_owned()).await;
+    assert!(!alive(pid));
+    let records = node.registry.list(&node::group()).unwrap();
+    let record = records.iter().find(|record| record.id == ran).unwrap();
+    assert_eq!(record.state, State::Failed);
+    assert!(record.failure.as_ref().unwrap().starts_with("the agent was restarted"));
+    for record in &records {
+        assert_eq!(record.state, State::Failed, "{record:?}");
+        assert!(node.traces(&record.id).iter().all(|trace| trace.contains("/state/sandboxes/")));
+        node.registry.delete(&record.id).await.unwrap();
+        assert_eq!(node.traces(&record.id), Vec::<String>::new());
+    }
+}
