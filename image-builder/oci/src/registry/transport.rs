@@ -5,6 +5,7 @@ use std::{
     net::IpAddr,
     sync::{Mutex, OnceLock, PoisonError},
     thread,
+    time::Duration,
 };
 
 use reqwest::{
@@ -26,6 +27,9 @@ const DEFAULT_REGISTRY_API: &str = "registry-1.docker.io";
 
 /// Redirects of one request. Registries use one, to where the content lies.
 const REDIRECTS_MAX: usize = 5;
+
+/// Longest wait for a registry on this machine to show that it speaks TLS.
+const PROBE: Duration = Duration::from_secs(3);
 
 /// Most bytes of a token server's answer. Tokens that list many rights have some KiB.
 const TOKEN_ANSWER_BYTES_MAX: u64 = 256 * 1024;
@@ -245,7 +249,8 @@ impl Transport {
             let url = |scheme| Url::parse(&format!("{scheme}://{host}/"));
             let https = url("https").expect("a registry's name was checked to be a host");
             let plain = self.plain_http.iter().any(|listed| listed == &self.host)
-                || is_loopback(host_of(host)) && self.client.get(https.clone()).send().is_err();
+                || is_loopback(host_of(host))
+                    && self.client.get(https.clone()).timeout(PROBE).send().is_err();
             if plain { url("http").unwrap_or(https) } else { https }
         })
     }
