@@ -36,8 +36,7 @@ pub struct Amounts {
 }
 
 /// The state file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskUse {
     pub total: u64,
     pub available: u64,

@@ -18,10 +18,7 @@ use rustls::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Authority, TlsError,
-    authority::read,
-};
+use super::{Authority, TlsError, authority::read};
 use crate::durable::{self, Readers};
 
 /// How long a certificate is valid. Clients refuse more than 398 days.
@@ -191,7 +188,9 @@ mod tests {
     #[test]
     fn a_client_that_trusts_the_authority_accepts_a_certificate_signed_after_a_restart() {
         use rustls::{
-            RootCertStore, client::WebPkiServerVerifier, client::danger::ServerCertVerifier,
+            RootCertStore,
+            client::WebPkiServerVerifier,
+            client::danger::ServerCertVerifier,
             pki_types::{ServerName, UnixTime},
         };
         let folder = tempfile::tempdir().unwrap();

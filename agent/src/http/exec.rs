@@ -1,0 +1,284 @@
+//! `POST …/executeShellCommand`: at most once per request id, with an answer that keeps the client
+//! alive while it waits.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    body::Body,
+    extract::State,
+    http::{HeaderValue, header},
+    response::Response,
+};
+use bytes::Bytes;
+use futures_util::stream;
+use holdfast_api::{
+    decode::decode,
+    error::Code,
+    exec::{EXIT_CODE_LOST, ExecuteResult, ExecuteShellCommand},
+    model::SandboxId,
+};
+use holdfast_store::{Answer as Stored, Begun};
+use holdfast_wire::guest::{Command, Exec, Output};
+use log::warn;
+use sha2::{Digest as _, Sha256};
+use tokio::{sync::watch, time::timeout};
+
+use super::{
+    App,
+    answer::json_bytes,
+    body,
+    calls::{Call, Entered, Outcome, Stage, reused},
+    output::{CommandOutput, result},
+    problem::Problem,
+    request::{OfSandbox, RequestId},
+};
+use crate::{
+    auth::hex,
+    blocking::off_thread,
+    sandbox::{ExecError, ExecSession, now_ms},
+};
+
+/// How long the answer's status may wait for the command. After that it is 200, and what goes wrong
+/// is told by exit code and stderr.
+const STATUS_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often a waiting client is sent a space. It gives up after 300 s without a byte.
+const SPACE_EVERY: Duration = Duration::from_secs(30);
+
+/// How long a command goes on when its client went away, if the client can come back by request id.
+const COME_BACK: Duration = Duration::from_secs(60);
+
+/// Longest answer that is kept in the store, over a restart, in bytes. Longer ones are kept in
+/// memory for a while.
+const STORED_BYTES_MAX: usize = 4096;
+
+pub(super) async fn execute(
+    State(app): State<Arc<App>>,
+    OfSandbox(record): OfSandbox,
+    RequestId(request_id): RequestId,
+    body: Body,
+) -> Result<Response, Problem> {
+    let bytes = body::json_bytes(body).await?;
+    let request: ExecuteShellCommand = decode(&bytes)?;
+    request.check()?;
+    let exec = Exec {
+        command: Command::Shell(request.command),
+        env: Vec::new(),
+        cwd: request.working_directory,
+        user: None,
+        stdin: false,
+        timeout_ms: None,
+    };
+    let fingerprint = fingerprint(&record.id, &bytes);
+    let stage = match &request_id {
+        None => begin(&app, record.id, exec, None, Call::anonymous(), fingerprint),
+        Some(id) => match app.calls.enter(id, fingerprint.clone(), Instant::now())? {
+            Entered::Known(stage) => stage,
+            Entered::New(call) => begin(&app, record.id, exec, request_id, call, fingerprint),
+        },
+    };
+    wait(stage).await
+}
+
+fn fingerprint(id: &SandboxId, body: &[u8]) -> String {
+    format!("executeShellCommand {id} {}", hex(&Sha256::digest(body)))
+}
+
+/// Lets the command run by itself: the client may hang up and come back.
+fn begin(
+    app: &Arc<App>,
+    sandbox: SandboxId,
+    exec: Exec,
+    request_id: Option<String>,
+    call: Arc<Call>,
+    fingerprint: String,
+) -> watch::Receiver<Stage> {
+    let stage = call.watch();
+    let work = Work { app: Arc::clone(app), sandbox, request_id, call, fingerprint };
+    tokio::spawn(work.carry_out(exec));
+    stage
+}
+
+/// One command being carried out.
+struct Work {
+    app: Arc<App>,
+    sandbox: SandboxId,
+    request_id: Option<String>,
+    call: Arc<Call>,
+    fingerprint: String,
+}
+
+impl Work {
+    async fn carry_out(self, exec: Exec) {
+        match self.may_begin().await {
+            Ok(None) => {}
+            Ok(Some(known)) => return self.keep(Ok(known)),
+            Err(refused) => {
+                return self.app.calls.give_up(self.request_id.as_deref(), &self.call, refused);
+            }
+        }
+        let Ok(_slot) = self.app.calls.slots.try_acquire() else {
+            let message = "too many commands are at work";
+            let busy = Problem::new(Code::TooManyCalls, message, "wait until one of them ends");
+            return self.did_nothing(busy).await;
+        };
+        match self.app.registry.exec(&self.sandbox, exec).await {
+            Ok(session) => {
+                self.call.is_running();
+                let outcome = self.follow(session).await;
+                self.done(outcome).await;
+            }
+            Err(error) => {
+                let problem = Problem::of_exec(&error);
+                match error {
+                    // The guest may have begun it: only the answer is missing.
+                    ExecError::Guest(_) => self.done(Err(problem)).await,
+                    _ => self.did_nothing(problem).await,
+                }
+            }
+        }
+    }
+
+    /// Marks the call begun in the store, if it has an id. An answer is what came of it when it was
+    /// carried out by an earlier process.
+    async fn may_begin(&self) -> Result<Option<Bytes>, Problem> {
+        let Some(id) = self.request_id.clone() else { return Ok(None) };
+        let (store, fingerprint) = (Arc::clone(&self.app.store), self.fingerprint.clone());
+        let begun = off_thread(move || store.begin_operation(&id, &fingerprint, now_ms())).await?;
+        let unknown = |message: &str| {
+            let hint = "look into the sandbox before you run the command again";
+            Err(Problem::new(Code::OutcomeUnknown, message, hint))
+        };
+        match begun {
+            Begun::New => Ok(None),
+            Begun::OtherCall => Err(reused()),
+            Begun::Unfinished => {
+                unknown("the command was begun before, and nobody knows what came of it")
+            }
+            Begun::Finished(stored) if stored.status == 200 => Ok(Some(stored.body.into())),
+            Begun::Finished(stored) => unknown(&stored.body),
+        }
+    }
+
+    /// Reads the output until the command ends.
+    async fn follow(&self, mut session: ExecSession) -> Outcome {
+        let grace = if self.request_id.is_some() { COME_BACK } else { Duration::ZERO };
+        let mut abandoned = std::pin::pin!(self.call.abandoned(grace));
+        let mut output = CommandOutput::new(&self.app.output_budget);
+        let exited = loop {
+            let next = tokio::select! {
+                next = session.next() => next.map_err(|e| Problem::of_exec(&e.into()))?,
+                () = &mut abandoned => {
+                    let message = "the command was killed: its client went away";
+                    return Err(Problem::new(Code::OutcomeUnknown, message, "keep the connection"));
+                }
+            };
+            match next {
+                Some(Output::Stdout(data)) => output.push_stdout(&data),
+                Some(Output::Stderr(data)) => output.push_stderr(&data),
+                Some(Output::Exited(exited)) => break exited,
+                Some(Output::Failed(failure)) => {
+                    return Err(Problem::of_exec(&ExecError::Refused(failure)));
+                }
+                _ => {
+                    let message = "the guest ended the command without saying how";
+                    return Err(Problem::new(Code::GuestNotAnswering, message, "look into it"));
+                }
+            }
+        };
+        Ok(off_thread(move || output.answer(exited)).await)
+    }
+
+    async fn done(&self, outcome: Outcome) {
+        if let Some(id) = self.request_id.clone() {
+            let answer = stored(&outcome);
+            let store = Arc::clone(&self.app.store);
+            let kept = off_thread(move || store.finish_operation(&id, answer)).await;
+            if let Err(error) = kept {
+                warn!(error:%; "outcome of a command not stored");
+            }
+        }
+        self.keep(outcome);
+    }
+
+    fn keep(&self, outcome: Outcome) {
+        self.app.calls.answer(self.request_id.as_deref(), &self.call, outcome, Instant::now());
+    }
+
+    async fn did_nothing(&self, problem: Problem) {
+        if let Some(id) = self.request_id.clone() {
+            let store = Arc::clone(&self.app.store);
+            if let Err(error) = off_thread(move || store.forget_operation(&id)).await {
+                warn!(error:%; "a command that did nothing is still marked begun");
+            }
+        }
+        self.app.calls.give_up(self.request_id.as_deref(), &self.call, problem);
+    }
+}
+
+/// What the store keeps of an outcome.
+fn stored(outcome: &Outcome) -> Stored {
+    match outcome {
+        Ok(bytes) if bytes.len() <= STORED_BYTES_MAX => {
+            Stored { status: 200, body: String::from_utf8_lossy(bytes).into_owned() }
+        }
+        Ok(_) => {
+            let body = "the command ended, and its output is no longer held".to_owned();
+            Stored { status: Code::OutcomeUnknown.status(), body }
+        }
+        Err(problem) => Stored { status: problem.code.status(), body: problem.message.clone() },
+    }
+}
+
+/// The answer, when there is one; before that, 200 and spaces.
+async fn wait(mut stage: watch::Receiver<Stage>) -> Result<Response, Problem> {
+    let done = |stage: &Stage| matches!(stage, Stage::Done(_));
+    if let Ok(ended) = timeout(STATUS_PATIENCE, stage.wait_for(done)).await {
+        return Ok(json_bytes(200, outcome(ended.ok().as_deref())?));
+    }
+    // Whether the command can run at all is worth the status; the guest is given no longer.
+    let begun = |stage: &Stage| !matches!(stage, Stage::Starting);
+    let now = stage.wait_for(begun).await.map(|stage| stage.clone());
+    if !matches!(now, Ok(Stage::Running)) {
+        return Ok(json_bytes(200, outcome(now.ok().as_ref())?));
+    }
+    let mut response = Response::new(Body::from_stream(spaces(stage)));
+    let kind = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    Ok(response)
+}
+
+/// A space now and then, then the answer.
+fn spaces(
+    stage: watch::Receiver<Stage>,
+) -> impl futures_util::Stream<Item = Result<Bytes, std::convert::Infallible>> {
+    stream::unfold(Some(stage), |stage| async move {
+        let mut stage = stage?;
+        let done = |stage: &Stage| matches!(stage, Stage::Done(_));
+        let ended = match timeout(SPACE_EVERY, stage.wait_for(done)).await {
+            Err(_) => None,
+            Ok(ended) => Some(outcome(ended.ok().as_deref())),
+        };
+        match ended {
+            None => Some((Ok(Bytes::from_static(b" ")), Some(stage))),
+            Some(outcome) => Some((Ok(outcome.unwrap_or_else(|problem| lost(&problem))), None)),
+        }
+    })
+}
+
+fn outcome(stage: Option<&Stage>) -> Outcome {
+    match stage {
+        Some(Stage::Done(outcome)) => outcome.clone(),
+        // Its task ended without a word.
+        _ => Err(Problem::new(Code::Internal, "the command was lost", "see the node's log")),
+    }
+}
+
+/// A failure told after the status was sent.
+fn lost(problem: &Problem) -> Bytes {
+    let stderr = format!("holdfast: {}\n", problem.message);
+    result(&ExecuteResult { exit_code: EXIT_CODE_LOST, stdout: String::new(), stderr })
+}

@@ -1,0 +1,195 @@
+//! From every error of the parts to the one error answer.
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use holdfast_api::{
+    decode::BadBody,
+    error::{Code, ErrorBody},
+    labels::BadFilter,
+};
+use holdfast_store::StoreError;
+use holdfast_wire::guest::{Failure, FailureKind};
+use log::error;
+
+use crate::{
+    error_chain::error_chain,
+    images::{GcError, ImageError},
+    sandbox::{CreateError, DeleteError, ExecError},
+};
+
+/// A refused or failed call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Problem {
+    pub(super) code: Code,
+    pub(super) message: String,
+    pub(super) hint: String,
+}
+
+impl Problem {
+    pub(super) fn new(code: Code, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: hint.into() }
+    }
+
+    /// A value of the request that cannot be worked with.
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Code::InvalidRequest, message, "correct the request and send it again")
+    }
+
+    /// Our own failure: told in full to the log.
+    pub(super) fn internal(error: &dyn std::error::Error, hint: &str) -> Self {
+        let message = error_chain(error);
+        error!(error:% = message; "call failed");
+        Self::new(Code::Internal, message, hint)
+    }
+
+    pub(super) fn body(&self) -> ErrorBody {
+        ErrorBody::new(self.code, &*self.message, &*self.hint)
+    }
+
+    /// What the guest says no to, when it was asked to run something.
+    pub(super) fn of_exec(error: &ExecError) -> Self {
+        Self::of_guest(error, Code::CommandNotRun, Code::CommandNotRun)
+    }
+
+    /// The same, when it was asked to read or write a file.
+    pub(super) fn of_file(error: &ExecError) -> Self {
+        Self::of_guest(error, Code::FileNotFound, Code::FileRefused)
+    }
+
+    fn of_guest(error: &ExecError, not_found: Code, refused: Code) -> Self {
+        let code = match error {
+            ExecError::NotFound { .. } => Code::SandboxNotFound,
+            ExecError::NotRunning { .. } => Code::SandboxNotRunning,
+            ExecError::Refused(Failure { kind, .. }) => match kind {
+                FailureKind::NotFound => not_found,
+                FailureKind::Denied | FailureKind::Invalid | FailureKind::Exhausted => refused,
+                FailureKind::WrongState | FailureKind::Internal => Code::GuestNotAnswering,
+            },
+            ExecError::Guest(_) => Code::GuestNotAnswering,
+            ExecError::Body(source) => return Self::of_body(source),
+            ExecError::Store(error) => return error.into(),
+        };
+        Self::new(code, error_chain(error), error.hint())
+    }
+
+    /// A body that could not be read: what its reader refused it with, if it was our reader.
+    pub(super) fn of_body(error: &std::io::Error) -> Self {
+        let own = error.get_ref().and_then(|source| source.downcast_ref::<Refusal>());
+        match own {
+            Some(Refusal(problem)) => problem.clone(),
+            None => Self::new(Code::BodyTimedOut, error_chain(error), "send the body again"),
+        }
+    }
+
+    /// As the error of a reader; [`Problem::of_body`] gets it back.
+    pub(super) fn into_io(self) -> std::io::Error {
+        std::io::Error::other(Refusal(self))
+    }
+}
+
+/// Carries a problem through a reader's error.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.message)]
+struct Refusal(Problem);
+
+/// The code of an error answer, for the audit log.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Refused(pub(super) Code);
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = super::answer::json(self.code.status(), &self.body());
+        response.extensions_mut().insert(Refused(self.code));
+        if response.status() == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        }
+        response
+    }
+}
+
+impl From<BadBody> for Problem {
+    fn from(error: BadBody) -> Self {
+        Self::new(error.code(), error.to_string(), error.hint())
+    }
+}
+
+impl From<BadFilter> for Problem {
+    fn from(error: BadFilter) -> Self {
+        Self::invalid(error.to_string())
+    }
+}
+
+impl From<&StoreError> for Problem {
+    fn from(error: &StoreError) -> Self {
+        Self::internal(error, error.hint())
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        (&error).into()
+    }
+}
+
+impl From<CreateError> for Problem {
+    fn from(error: CreateError) -> Self {
+        let code = match &error {
+            CreateError::NoDiskImage { .. } | CreateError::NoPublicImage { .. } => {
+                Code::DiskImageNotFound
+            }
+            CreateError::DiskImageNotReady { .. } | CreateError::NoImage { .. } => {
+                Code::DiskImageNotReady
+            }
+            CreateError::Gone { .. } => Code::OutcomeUnknown,
+            CreateError::Full(_) => Code::NoCapacity,
+            CreateError::Stopping => Code::ShuttingDown,
+            CreateError::Store(_)
+            | CreateError::Disk(_)
+            | CreateError::ImageStore(_)
+            | CreateError::Random(_) => return Self::internal(&error, error.hint()),
+        };
+        Self::new(code, error_chain(&error), error.hint())
+    }
+}
+
+impl From<DeleteError> for Problem {
+    fn from(error: DeleteError) -> Self {
+        match &error {
+            DeleteError::NotFound { .. } => {
+                Self::new(Code::SandboxNotFound, error.to_string(), error.hint())
+            }
+            DeleteError::Slow { .. } | DeleteError::Store(_) => {
+                Self::internal(&error, error.hint())
+            }
+        }
+    }
+}
+
+impl From<ImageError> for Problem {
+    fn from(error: ImageError) -> Self {
+        let code = match &error {
+            ImageError::Reference(_) => Code::InvalidRequest,
+            ImageError::NotFound { .. } => Code::DiskImageNotFound,
+            ImageError::InUse { .. } => Code::DiskImageInUse,
+            ImageError::Busy { .. } => Code::TooManyCalls,
+            ImageError::Stopping => Code::ShuttingDown,
+            ImageError::Store(_)
+            | ImageError::Folder(_)
+            | ImageError::Public(_)
+            | ImageError::Random(_) => return Self::internal(&error, error.hint()),
+        };
+        Self::new(code, error_chain(&error), error.hint())
+    }
+}
+
+impl From<GcError> for Problem {
+    fn from(error: GcError) -> Self {
+        match &error {
+            GcError::Busy => Self::new(Code::TooManyCalls, error.to_string(), error.hint()),
+            _ => Self::internal(&error, error.hint()),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Which path and method leads where.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    http::{Method, Uri},
+    middleware,
+    response::Response,
+    routing::{any, get, post, put},
+};
+use holdfast_api::{error::Code, path};
+
+use super::{
+    App, disk_images, exec, exec_stream, files, groups, guard::guard, node, problem::Problem,
+    request::shortened, sandboxes,
+};
+
+const GROUP: &str = "/subscriptions/{sub}/resourceGroups/{rg}/sandboxGroups/{group}";
+
+/// Calls of the contract under a sandbox that this node does not carry out yet.
+const SANDBOX_NOT_YET: [&str; 16] = [
+    "stop",
+    "resume",
+    "enable",
+    "snapshot",
+    "commit",
+    "stats",
+    "lifecycle",
+    "volumes/add",
+    "egresspolicy",
+    "egress-decisions",
+    "ports",
+    "ports/add",
+    "ports/remove",
+    "files/list",
+    "files/stat",
+    "files/mkdir",
+];
+
+/// The same under a group.
+const GROUP_NOT_YET: [&str; 8] = [
+    "snapshots",
+    "snapshots/{id}",
+    "volumes",
+    "volumes/{name}",
+    "secrets",
+    "secrets/{name}",
+    "secrets/{name}/keys",
+    "secrets/{name}/peek",
+];
+
+/// Every path. The open ones answer anybody.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let open = Router::new()
+        .route(path::CA, get(node::ca))
+        .route(path::HEALTHZ, get(node::healthz))
+        .route(path::READYZ, get(node::readyz));
+    let guarded = data_plane()
+        .merge(arm())
+        .merge(own())
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), guard));
+    // The open ones first: the fallback of the guarded ones serves the rest.
+    open.merge(guarded).with_state(app)
+}
+
+fn data_plane() -> Router<Arc<App>> {
+    let at = |rest: &str| format!("{GROUP}/{rest}");
+    let mut router = Router::new()
+        .route(&at("sandboxes"), put(sandboxes::create).get(sandboxes::list))
+        .route(&at("sandboxes/{id}"), get(sandboxes::get).delete(sandboxes::delete))
+        .route(&at("sandboxes/{id}/executeShellCommand"), post(exec::execute))
+        .route(&at("sandboxes/{id}/files"), put(files::write).get(files::read))
+        .route(&at("diskimages"), put(disk_images::create).get(disk_images::list))
+        .route(&at("diskimages/{id}"), get(disk_images::get).delete(disk_images::delete))
+        .route(&at("diskimages/public"), get(disk_images::list_public))
+        .route(&at("diskimages/public/{name}"), get(disk_images::get_public));
+    for call in SANDBOX_NOT_YET {
+        router = router.route(&at(&format!("sandboxes/{{id}}/{call}")), any(not_yet));
+    }
+    for call in GROUP_NOT_YET {
+        router = router.route(&at(call), any(not_yet));
+    }
+    router
+}
+
+fn arm() -> Router<Arc<App>> {
+    let scope = "/subscriptions/{sub}/resourceGroups/{rg}";
+    let groups = format!("{scope}/{}", path::ARM_PROVIDER);
+    Router::new().route(&groups, get(groups::list)).route(
+        &format!("{groups}/{{group}}"),
+        get(groups::get).put(groups::put).delete(groups::delete).patch(not_yet),
+    )
+}
+
+fn own() -> Router<Arc<App>> {
+    let at = |rest: &str| format!("/v1{GROUP}/{rest}");
+    Router::new()
+        .route(path::NODE, get(node::info))
+        .route(path::IMAGES_GC, post(disk_images::gc))
+        .route(&at("sandboxes/{id}/details"), get(sandboxes::details))
+        .route(&at("sandboxes/{id}/exec"), get(exec_stream::exec))
+        .route(&at("diskimages/{id}/progress"), get(disk_images::progress))
+        .route(&at("images:import"), put(disk_images::import))
+}
+
+async fn not_yet(method: Method, uri: Uri) -> Result<Response, Problem> {
+    let message = format!("{method} {} is not carried out by this node yet", uri.path());
+    Err(Problem::new(Code::UnsupportedOperation, message, "see the README for what is served"))
+}
+
+async fn no_route(uri: Uri) -> Problem {
+    let message = format!("there is nothing at {}", shortened(uri.path()));
+    Problem::new(Code::RouteNotFound, message, "see the README for what is served")
+}
+
+async fn no_method(method: Method, uri: Uri) -> Problem {
+    let message = format!("{} does not take {method}", shortened(uri.path()));
+    Problem::new(Code::MethodNotAllowed, message, "see the README for what is served")
+}

@@ -1,0 +1,115 @@
+//! `…/sandboxes`.
+
+use std::sync::Arc;
+
+use axum::{body::Body, extract::State, response::Response};
+use holdfast_api::{
+    labels::LabelFilter,
+    model::SandboxSpec,
+    node::{ExitCounts, Phase, SandboxDetails, VmmDetails},
+    sandbox::{CreateSandbox, PublicState, Sandbox},
+};
+use holdfast_store::SandboxRecord;
+
+use super::{
+    App,
+    answer::{empty, json, rfc3339},
+    body,
+    paging::page,
+    problem::Problem,
+    request::{Here, InGroup, OfSandbox, Query, RequestId},
+};
+use crate::sandbox::{DeleteError, ExecError, RuntimeDetails};
+
+type Answer = Result<Response, Problem>;
+
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    InGroup(group): InGroup,
+    RequestId(request_id): RequestId,
+    body: Body,
+) -> Answer {
+    let request: CreateSandbox = body::json(body).await?;
+    let spec = SandboxSpec::try_from(request)?;
+    let _making = app.making_in(&group).await?;
+    let record = app.registry.create(group, spec, request_id).await?;
+    Ok(json(201, &sandbox(&record)))
+}
+
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    InGroup(group): InGroup,
+    query: Query,
+    here: Here,
+) -> Answer {
+    let filter: LabelFilter = query.get("labels").unwrap_or_default().parse()?;
+    let records = app.registry.list(&group)?.into_iter();
+    let matching = records.filter(|record| filter.matches(&record.spec.labels));
+    let page = page(matching, &query, &here, |r| r.id.as_str(), |record| sandbox(&record));
+    Ok(json(200, &page))
+}
+
+pub(super) async fn get(OfSandbox(record): OfSandbox) -> Answer {
+    Ok(json(200, &sandbox(&record)))
+}
+
+pub(super) async fn delete(State(app): State<Arc<App>>, OfSandbox(record): OfSandbox) -> Answer {
+    match app.registry.delete(&record.id).await {
+        Ok(()) => Ok(empty(204)),
+        // It goes on; the client asks again until it gets 404.
+        Err(DeleteError::Slow { .. }) => Ok(empty(202)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(super) async fn details(State(app): State<Arc<App>>, OfSandbox(record): OfSandbox) -> Answer {
+    let runtime = match app.registry.details(&record.id).await {
+        Ok(runtime) => Some(runtime),
+        Err(ExecError::NotRunning { .. }) => None,
+        Err(error) => return Err(Problem::of_exec(&error)),
+    };
+    let details = SandboxDetails {
+        id: record.id.to_string(),
+        state: PublicState::from(record.state).as_str().to_owned(),
+        image_digest: record.image.to_string(),
+        vmm: runtime.as_ref().map(vmm),
+        phases: runtime.as_ref().map(phases).unwrap_or_default(),
+    };
+    Ok(json(200, &details))
+}
+
+fn vmm(runtime: &RuntimeDetails) -> VmmDetails {
+    let exits = runtime.vmm.as_ref().map(|stats| ExitCounts {
+        mmio: stats.exits.mmio,
+        port_io: stats.exits.port_io,
+        other: stats.exits.other,
+    });
+    VmmDetails {
+        pid: runtime.vmm_pid,
+        exits,
+        resident_kib: super::node::resident_kib(runtime.vmm_pid),
+    }
+}
+
+fn phases(runtime: &RuntimeDetails) -> Vec<Phase> {
+    let phases = &runtime.phases;
+    [
+        ("prepare", phases.prepare_ms),
+        ("spawn", phases.spawn_ms),
+        ("boot", phases.boot_ms),
+        ("start", phases.start_ms),
+    ]
+    .map(|(name, ms)| Phase { name: name.to_owned(), ms })
+    .into()
+}
+
+fn sandbox(record: &SandboxRecord) -> Sandbox {
+    Sandbox::new(
+        &record.id,
+        &record.group,
+        &record.spec,
+        record.state,
+        record.failure.as_deref(),
+        rfc3339(record.created_at_ms),
+    )
+}
