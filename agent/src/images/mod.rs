@@ -19,4 +19,4 @@ pub use registry::{Credentials, Images, NewImage};
 pub use store::Located;
 
 /// Names of the cgroups of conversions begin with this; sandboxes' ids cannot.
-pub(crate) const CONVERT_CGROUP_PREFIX: &str = "convert-";
+const CONVERT_CGROUP_PREFIX: &str = "convert-";

@@ -6,16 +6,17 @@
 use std::collections::HashSet;
 
 use holdfast_jail::sweep_run_folders;
-use holdfast_model::{Event, State};
+use holdfast_model::{Event, SandboxId, State};
 use holdfast_store::SandboxRecord;
 use log::{info, warn};
 
 use super::{StartError, driver::Node};
-use crate::{error_chain::error_chain, images::CONVERT_CGROUP_PREFIX};
+use crate::error_chain::error_chain;
 
 /// Repairs, and gives the records of the sandboxes that are left, all of them Failed. Blocks.
 pub(super) fn recover(node: &Node) -> Result<Vec<SandboxRecord>, StartError> {
-    node.cgroups.sweep(|name| !name.starts_with(CONVERT_CGROUP_PREFIX))?;
+    // The agent itself may be in a cgroup beside them.
+    node.cgroups.sweep(|name| name.parse::<SandboxId>().is_ok())?;
     sweep_run_folders(&node.run)?;
     let mut failed = Vec::new();
     for mut record in node.store.all_sandboxes()? {
