@@ -90,6 +90,7 @@ fn main() -> Result<ExitCode> {
     let started = Instant::now();
     let limit = started + Duration::from_secs(options.timeout_s);
     let mut vmm = options.launch()?.start()?;
+    let greeted = started.elapsed();
     let mut out = io::stdout().lock();
     writeln!(out, "[vmm pid {}]", vmm.pid())?;
     writeln!(out, "[control {}]", vmm.control_path().display())?;
@@ -98,6 +99,8 @@ fn main() -> Result<ExitCode> {
         Reply::Done => {}
         other => bail!("Boot was answered by {other:?}"),
     }
+    let loaded = started.elapsed();
+    writeln!(out, "greeted_us: {}\nloaded_us: {}", greeted.as_micros(), loaded.as_micros())?;
     let mut shown = 0;
     loop {
         shown = show_serial(&vmm, shown, &mut out)?;
