@@ -308,11 +308,6 @@ impl Registry {
         self.scheduler.limits()
     }
 
-    /// What may be given away in all.
-    pub fn limits(&self) -> Capacity {
-        self.scheduler.limits()
-    }
-
     /// What may still be given away.
     pub fn free(&self) -> Capacity {
         self.scheduler.free()
