@@ -47,6 +47,25 @@ impl Cache {
         fs_err::rename(&draft, &entry)?;
         Ok(entry)
     }
+
+    /// Removes the entries of `kind` but this one.
+    pub(crate) fn keep_only(&self, kind: &str, kept: &Path) -> Result<()> {
+        for entry in fs_err::read_dir(&self.folder)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.starts_with(&format!("{kind}-")) && path != kept {
+                fs_err::remove_dir_all(path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The digest of a file's content, as an input.
+pub(crate) fn file_digest(path: &Path) -> Result<String> {
+    let mut sha = Sha256::new();
+    std::io::copy(&mut File::open(path)?, &mut sha)?;
+    Ok(sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// A name for `inputs`. Each is counted with its length, so that no two lists read the same.
@@ -75,6 +94,16 @@ mod tests {
         let other = cache.ensure("root", &["xy"], fill).unwrap();
         assert_eq!(first, again);
         assert_ne!(first, other);
+    }
+
+    #[test]
+    fn of_a_kind_only_the_kept_entry_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path()).unwrap();
+        let make = |kind: &str, input: &str| cache.ensure(kind, &[input], |_| Ok(())).unwrap();
+        let (old, new, other) = (make("images", "1"), make("images", "2"), make("root", "1"));
+        cache.keep_only("images", &new).unwrap();
+        assert_eq!([old.exists(), new.exists(), other.exists()], [false, true, true]);
     }
 
     #[test]

@@ -96,15 +96,17 @@ fn build(args: &Args) -> Result<()> {
     say("Debian root");
     let kernel = Kernel::ensure(&cache, &tools).context("the host kernel")?;
     say("host kernel");
-    let images = None;
-    if !args.no_public_images {
-        public::ensure_layout(&cache, &sources).context("the public disk images")?;
-        say("public disk images");
-    }
+    let images = if args.no_public_images {
+        None
+    } else {
+        let convert = &args.programs.convert;
+        Some(public::ensure(&cache, &sources, convert).context("the public disk images")?)
+    };
+    say("public disk images");
 
     let work = tools.workspace()?;
     let staged = root::Staging { work: work.path(), base: &base, args, kernel: &kernel };
-    staged.assemble(images).context("the root tree")?;
+    staged.assemble(images.as_deref()).context("the root tree")?;
     say("root tree");
     let initrd = initrd::pack(&args.host_init, &kernel).context("the initramfs")?;
     say("initramfs");
