@@ -1,26 +1,28 @@
 //! The data blob of a layer: files' bytes one after the other, each file from a block's start.
 
 use std::{
-    io::{Seek, SeekFrom, Write},
-    path::PathBuf,
+    io::{self, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
 };
 
 use fs_err as fs;
+use fs_err::os::unix::fs::OpenOptionsExt;
+use rustix::fs::OFlags;
 
-use super::sparse::{Extent, SparseMap};
+use super::{
+    page_buffer::PageBuffer,
+    sparse::{Extent, SparseMap},
+};
 use crate::{
     error::{EntryError, StoreError},
     limits::CHUNKS_MAX,
     tree::{BLOCK, BLOCK_BYTES, FileData, HOLE, Layout},
 };
 
-/// One write to the file: whole pages, enough that the system call does not show.
-const BUFFER_BYTES: usize = 256 << 10;
-
 pub(crate) struct Blob {
     path: PathBuf,
     file: fs::File,
-    buffer: Vec<u8>,
+    buffer: PageBuffer,
     /// Where in the file the buffer's bytes belong.
     flushed: u64,
     bytes_max: u64,
@@ -35,15 +37,14 @@ pub(crate) enum BlobError {
 
 impl Blob {
     pub(crate) fn create(path: PathBuf, bytes_max: u64) -> Result<Self, StoreError> {
-        let file = fs::File::create(&path)
-            .map_err(|source| StoreError::Io { path: path.clone(), source })?;
+        let file = create(&path).map_err(|source| StoreError::Io { path: path.clone(), source })?;
         // One block number less than there are, as the last means a hole.
         let bytes_max = bytes_max.min(u64::from(HOLE - 1) * BLOCK_BYTES);
-        Ok(Self { path, file, buffer: Vec::with_capacity(BUFFER_BYTES), flushed: 0, bytes_max })
+        Ok(Self { path, file, buffer: PageBuffer::new(), flushed: 0, bytes_max })
     }
 
     fn position(&self) -> u64 {
-        self.flushed + self.buffer.len() as u64
+        self.flushed + self.buffer.bytes().len() as u64
     }
 
     /// The block where the next byte goes: call at a block's start.
@@ -62,11 +63,8 @@ impl Blob {
     fn append(&mut self, mut bytes: &[u8]) -> Result<(), BlobError> {
         self.room_for(bytes.len() as u64)?;
         while !bytes.is_empty() {
-            let take = bytes.len().min(BUFFER_BYTES - self.buffer.len());
-            let (now, later) = bytes.split_at(take);
-            self.buffer.extend_from_slice(now);
-            bytes = later;
-            if self.buffer.len() == BUFFER_BYTES {
+            bytes = self.buffer.fill(bytes);
+            if self.buffer.is_full() {
                 self.flush()?;
             }
         }
@@ -74,8 +72,8 @@ impl Blob {
     }
 
     fn flush(&mut self) -> Result<(), BlobError> {
-        self.file.write_all(&self.buffer).map_err(|source| self.io(source))?;
-        self.flushed += self.buffer.len() as u64;
+        self.file.write_all(self.buffer.bytes()).map_err(|source| self.io(source))?;
+        self.flushed += self.buffer.bytes().len() as u64;
         self.buffer.clear();
         Ok(())
     }
@@ -115,8 +113,20 @@ impl Blob {
         }
     }
 
-    fn io(&self, source: std::io::Error) -> BlobError {
+    fn io(&self, source: io::Error) -> BlobError {
         BlobError::Store(StoreError::Io { path: self.path.clone(), source })
+    }
+}
+
+/// Creates the file for direct writes: half a gigabyte of fresh page cache costs more than all the
+/// copying, and most of a layer is not read soon. Not every file system has them.
+fn create(path: &Path) -> io::Result<fs::File> {
+    let direct = OFlags::DIRECT.bits().cast_signed();
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    match options.custom_flags(direct).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => fs::File::create(path),
+        opened => opened,
     }
 }
 

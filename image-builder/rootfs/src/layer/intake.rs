@@ -21,6 +21,9 @@ const XATTR_NAMESPACES: [&[u8]; 5] =
 /// The label of the machine the layer was made on: its policy, not the image's.
 const SELINUX_LABEL: &[u8] = b"security.selinux";
 
+/// Linux' for every symlink, whatever an archive says.
+const SYMLINK_MODE: u16 = 0o777;
+
 /// Why an archive was not taken in, and at which entry.
 #[derive(Debug)]
 pub(crate) enum IntakeError {
@@ -106,6 +109,9 @@ impl Intake<'_> {
             EntryKind::Fifo => Kind::Fifo,
             EntryKind::Unknown(flag) => return Err(EntryError::Type(flag.into()).into()),
         };
+        if matches!(kind, Kind::Symlink(_)) {
+            entry.mode = SYMLINK_MODE;
+        }
         let inode = Inode { meta: meta(&mut entry)?, kind };
         Ok(self.tree.put(&parents, name, inode, &mut self.budget)?)
     }

@@ -5,6 +5,7 @@ mod archive;
 mod blob;
 mod header;
 mod intake;
+mod page_buffer;
 mod pax;
 mod sparse;
 mod stream;

@@ -24,7 +24,7 @@ fn a_pax_path_and_a_gnu_long_name_of_800_bytes_are_kept() {
         .end();
     let merged = merged(&[tar]);
     for folder in ["pax", "gnu"] {
-        let expected = format!("symlink 644 0:0 -> {target}");
+        let expected = format!("symlink 777 0:0 -> {target}");
         assert_eq!(merged.at(&format!("/{folder}/{path}")), expected);
     }
 }

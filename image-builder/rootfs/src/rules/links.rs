@@ -22,7 +22,7 @@ fn a_hard_link_may_point_to_a_symlink_a_device_or_a_fifo() {
     let tar = Archive::new().symlink("s", "to").hard_link("t", "s").device(b'3', "n", 1, 3);
     let tar = tar.hard_link("m", "n").header(b'6', "p", 0, |_| {}).hard_link("q", "p").end();
     let merged = merged(&[tar]);
-    assert_eq!(merged.at("/t").split(" #").next(), Some("symlink 644 0:0 -> to"));
+    assert_eq!(merged.at("/t").split(" #").next(), Some("symlink 777 0:0 -> to"));
     assert_eq!(merged.at("/m").split(" #").next(), Some("char 644 0:0 1:3"));
     assert_eq!(merged.at("/q").split(" #").next(), Some("fifo 644 0:0"));
 }
@@ -95,5 +95,5 @@ fn a_link_without_a_target_or_that_climbs_is_refused() {
     assert!(climbs.ends_with("the path climbs with '..'"), "{climbs}");
     // A symlink's target is only text to us: the guest follows it within its own root.
     let symlink = Archive::new().symlink("a", "../../etc/shadow").end();
-    assert_eq!(merged(&[symlink]).at("/a"), "symlink 644 0:0 -> ../../etc/shadow");
+    assert_eq!(merged(&[symlink]).at("/a"), "symlink 777 0:0 -> ../../etc/shadow");
 }

@@ -104,6 +104,16 @@ fn an_opaque_folder_hides_all_that_lower_layers_have_in_it() {
 }
 
 #[test]
+fn whiteouts_below_what_is_no_folder_here_leave_it_alone() {
+    // umoci writes a folder that became a file so.
+    let lower = Archive::new().file("a/b", "x").file("a/c", "x").file("d/e", "x").end();
+    let upper = Archive::new().file("a", "now").file("a/.wh.b", "").file("a/.wh.c", "");
+    let upper = upper.symlink("d", "a").file("d/.wh..wh..opq", "").file("new/.wh.x", "").end();
+    let expected = ["/a file 644 0:0 \"now\"", "/d symlink 777 0:0 -> a"];
+    assert_eq!(merged(&[lower, upper]).lines(), expected);
+}
+
+#[test]
 fn an_opaque_root_leaves_the_layer_alone() {
     let lower = Archive::new().file("a", "x").file("d/b", "x").end();
     let upper = Archive::new().file(".wh..wh..opq", "").file("c", "x").end();

@@ -3,9 +3,10 @@
 //! `HFTREE` and a version, then postcard. The file is ours, but it is read as if it were not: its
 //! size is bounded, and what it says is checked before it is used.
 
-use super::{InodeId, Kind, LayerTree, Layout, ROOT, Tree};
-use crate::limits::NAME_BYTES_MAX;
 use serde::{Deserialize, Serialize};
+
+use super::{InodeId, Kind, LayerTree, Layout, ROOT, Tree, components};
+use crate::limits::{NAME_BYTES_MAX, PATH_BYTES_MAX};
 
 /// The last byte is the version: raised when a field changes, which makes old layers be converted
 /// anew.
@@ -34,12 +35,13 @@ impl StoredLayer {
     fn is_sound(&self) -> bool {
         let Self { data_bytes, layer } = self;
         let folder = |id: &InodeId| layer.tree.has(*id) && layer.tree.folder(*id).is_some();
+        let sound = |path: &[u8]| components(path, PATH_BYTES_MAX).is_ok();
         let keyed = |(id, name): &(InodeId, super::Name)| folder(id) && is_name(name);
         data_bytes.is_multiple_of(super::BLOCK_BYTES)
             && layer.tree.is_sound(data_bytes / super::BLOCK_BYTES)
-            && layer.whiteouts.iter().all(keyed)
+            && layer.whiteouts.iter().all(|path| sound(path))
             && layer.lower_links.keys().all(keyed)
-            && layer.opaque.iter().all(folder)
+            && layer.opaque.iter().all(|path| sound(path))
             && layer.implied.iter().all(folder)
     }
 }

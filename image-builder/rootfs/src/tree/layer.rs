@@ -15,10 +15,11 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LayerTree {
     pub(super) tree: Tree,
-    /// Names that lower layers no longer have, by folder.
-    pub(super) whiteouts: BTreeSet<(InodeId, Name)>,
-    /// Folders of which lower layers' content is gone.
-    pub(super) opaque: BTreeSet<InodeId>,
+    /// Paths that lower layers no longer have. Not by folder, as the layer itself may have
+    /// something else where a folder was whose content it takes away one by one.
+    pub(super) whiteouts: BTreeSet<Box<[u8]>>,
+    /// Paths of folders of which lower layers' content is gone.
+    pub(super) opaque: BTreeSet<Box<[u8]>>,
     /// Folders that the archive does not describe: a lower layer's description stands.
     pub(super) implied: BTreeSet<InodeId>,
     /// Hard links to what a lower layer has under this path.
@@ -114,7 +115,7 @@ impl LayerTree {
                 self.bind(folder, name, id);
                 // What it replaced had replaced the lower layers' folder.
                 if opaque {
-                    self.opaque.insert(id);
+                    self.opaque.insert(joined(parents, name));
                 }
             }
         }
@@ -162,9 +163,9 @@ impl LayerTree {
         name: &[u8],
         budget: &mut Budget<'_>,
     ) -> Result<(), Refusal> {
-        budget.spend(name.len())?;
-        let folder = self.open(parents, budget)?;
-        self.whiteouts.insert(key(folder, name));
+        let path = joined(parents, name);
+        budget.spend(path.len())?;
+        self.whiteouts.insert(path);
         Ok(())
     }
 
@@ -173,9 +174,9 @@ impl LayerTree {
         folder: &[&[u8]],
         budget: &mut Budget<'_>,
     ) -> Result<(), Refusal> {
-        budget.spend(0)?;
-        let folder = self.open(folder, budget)?;
-        self.opaque.insert(folder);
+        let path: Box<[u8]> = folder.join(&b'/').into();
+        budget.spend(path.len())?;
+        self.opaque.insert(path);
         Ok(())
     }
 
@@ -183,7 +184,7 @@ impl LayerTree {
     /// symlink too, as following it would let an archive write where it does not say.
     fn open(&mut self, path: &[&[u8]], budget: &mut Budget<'_>) -> Result<InodeId, Refusal> {
         let mut at = ROOT;
-        for name in path {
+        for (depth, name) in path.iter().enumerate() {
             at = match self.names(at).get(*name).copied() {
                 Some(id) if self.is_folder(id) => id,
                 there => {
@@ -194,7 +195,7 @@ impl LayerTree {
                     self.bind(at, name, id);
                     self.implied.insert(id);
                     if over {
-                        self.opaque.insert(id);
+                        self.opaque.insert(joined(&path[..depth], name));
                     }
                     id
                 }
@@ -225,22 +226,8 @@ impl LayerTree {
     }
 
     /// Drops what was replaced on the way and numbers the rest breadth first, so that equal layers
-    /// give equal trees. A whiteout of a name that the layer has itself is used up: what comes
-    /// after it does not merge with a lower layer's.
-    pub(crate) fn finish(mut self) -> Self {
-        for (folder, name) in std::mem::take(&mut self.whiteouts) {
-            let own = self.tree.folder(folder).and_then(|names| names.get(&name)).copied();
-            match own {
-                Some(id) if self.is_folder(id) => {
-                    self.opaque.insert(id);
-                }
-                Some(_) => {}
-                None if self.lower_links.contains_key(&(folder, name.clone())) => {}
-                None => {
-                    self.whiteouts.insert((folder, name));
-                }
-            }
-        }
+    /// give equal trees.
+    pub(crate) fn finish(self) -> Self {
         let order = self.tree.breadth_first();
         let mut new_ids = vec![None; self.tree.len()];
         for (new, old) in (0..).zip(&order) {
@@ -249,12 +236,8 @@ impl LayerTree {
         let new = |old: InodeId| new_ids[old as usize];
         Self {
             tree: self.tree.renumbered(&order, &new),
-            whiteouts: self
-                .whiteouts
-                .into_iter()
-                .filter_map(|(folder, name)| Some((new(folder)?, name)))
-                .collect(),
-            opaque: self.opaque.into_iter().filter_map(new).collect(),
+            whiteouts: self.whiteouts,
+            opaque: self.opaque,
             implied: self.implied.into_iter().filter_map(new).collect(),
             lower_links: self
                 .lower_links
@@ -263,6 +246,10 @@ impl LayerTree {
                 .collect(),
         }
     }
+}
+
+fn joined(parents: &[&[u8]], name: &[u8]) -> Box<[u8]> {
+    [parents, &[name]].concat().join(&b'/').into()
 }
 
 fn key(folder: InodeId, name: &[u8]) -> (InodeId, Name) {

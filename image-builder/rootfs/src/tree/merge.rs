@@ -22,7 +22,8 @@ pub(crate) struct MergeError {
 impl Tree {
     /// Lays `layer` over this tree. Its files' data is in the image's `segment`th blob.
     pub(crate) fn apply(&mut self, layer: LayerTree, segment: u16) -> Result<(), MergeError> {
-        let pairs = self.clear_for(&layer);
+        self.clear_for(&layer);
+        let pairs = self.pairs(&layer);
         let mut links = Vec::with_capacity(layer.lower_links.len());
         for ((folder, name), target) in &layer.lower_links {
             let id = self.find_link(target).map_err(|source| MergeError {
@@ -68,9 +69,26 @@ impl Tree {
         Ok(())
     }
 
-    /// Removes what the layer says is gone. Gives, for each of the layer's inodes, the folder of
-    /// this tree that it merges with.
-    fn clear_for(&mut self, layer: &LayerTree) -> Vec<Option<InodeId>> {
+    /// Removes what the layer says is gone.
+    fn clear_for(&mut self, layer: &LayerTree) {
+        // Depth was checked when the layer was read.
+        let names = |path| components(path, PATH_BYTES_MAX).unwrap_or_default();
+        for path in &layer.whiteouts {
+            if let Some((name, parents)) = names(path).split_last()
+                && let Some(folder) = self.find(parents).and_then(|id| self.folder_mut(id))
+            {
+                folder.remove(*name);
+            }
+        }
+        for path in &layer.opaque {
+            if let Some(folder) = self.find(&names(path)).and_then(|id| self.folder_mut(id)) {
+                folder.clear();
+            }
+        }
+    }
+
+    /// For each of the layer's inodes, the folder of this tree that it merges with.
+    fn pairs(&self, layer: &LayerTree) -> Vec<Option<InodeId>> {
         let mut pairs = vec![None; layer.tree.len()];
         pairs[ROOT as usize] = Some(ROOT);
         // Parents come before children, so one pass sees each pair made before it is used.
@@ -79,18 +97,11 @@ impl Tree {
             else {
                 continue;
             };
-            let below = self.folder_mut(lower).expect("pairs are folders");
-            if layer.opaque.contains(&upper) {
-                below.clear();
-            }
-            let from = (upper, Name::default());
-            for (_, gone) in layer.whiteouts.range(from..).take_while(|(id, _)| *id == upper) {
-                below.remove(gone);
-            }
-            let shared = names.iter().filter_map(|(name, &id)| Some((id, *below.get(name)?)));
-            for (id, under) in shared.collect::<Vec<_>>() {
-                if layer.tree.folder(id).is_some() && self.folder(under).is_some() {
-                    pairs[id as usize] = Some(under);
+            let below = self.folder(lower).expect("pairs are folders");
+            for (name, &id) in names {
+                let under = below.get(name).copied().filter(|&under| self.folder(under).is_some());
+                if layer.tree.folder(id).is_some() {
+                    pairs[id as usize] = under;
                 }
             }
         }
