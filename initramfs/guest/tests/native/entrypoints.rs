@@ -3,7 +3,10 @@
 use fs_err as fs;
 use holdfast_wire::guest::{Call, Exited, FailureKind, Output, Start};
 
-use crate::sandbox::{Sandbox, eventually};
+use crate::{
+    client::{Client, eventually},
+    sandbox::Sandbox,
+};
 
 fn start(script: &str) -> Start {
     let argv = ["sh", "-c", script].map(str::to_owned).to_vec();

@@ -7,7 +7,10 @@ use holdfast_wire::{
     guest::{Call, Command, Exec, Exited, FailureKind, Input, Output, Start},
 };
 
-use crate::sandbox::{Sandbox, argv, eventually, exec, shell};
+use crate::{
+    client::{Client, argv, eventually, exec, shell},
+    sandbox::Sandbox,
+};
 
 #[test]
 fn stdout_stderr_and_the_exit_code_come_apart() {

@@ -5,24 +5,16 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use fs_err as fs;
 use holdfast_wire::{
     frame::write_frame,
-    guest::{Call, Failure, FailureKind, Input, Output},
+    guest::{Call, FailureKind, Input, Output},
 };
 
-use crate::sandbox::{Sandbox, eventually};
+use crate::{
+    client::{Client, eventually},
+    sandbox::Sandbox,
+};
 
 fn write_call(path: &str) -> Call {
     Call::WriteFile { path: path.to_owned(), mode: None, create_dirs: false }
-}
-
-fn read(sandbox: &Sandbox, path: &str) -> Result<Vec<u8>, Failure> {
-    let outputs = sandbox.simple(Call::ReadFile { path: path.to_owned() })?;
-    assert!(matches!(outputs.first(), Some(Output::File { .. })), "{outputs:?}");
-    assert_eq!(outputs.last(), Some(&Output::Done));
-    let data = outputs.into_iter().filter_map(|output| match output {
-        Output::Data(bytes) => Some(bytes),
-        _ => None,
-    });
-    Ok(data.flatten().collect())
 }
 
 #[test]
@@ -32,7 +24,7 @@ fn what_is_written_is_read_back_with_its_mode() {
     let path = "/new/deep/file".to_owned();
     let call = Call::WriteFile { path, mode: Some(0o750), create_dirs: true };
     sandbox.write(call, &content).unwrap();
-    assert!(read(&sandbox, "/new/deep/file").unwrap() == content);
+    assert!(sandbox.read("/new/deep/file").unwrap() == content);
     let call = Call::ReadFile { path: "/new/deep/file".to_owned() };
     let answer = sandbox.simple(call).unwrap().swap_remove(0);
     assert_eq!(answer, Output::File { size: 4_000_000, mode: 0o750 });
@@ -52,10 +44,10 @@ fn a_replaced_file_keeps_owner_and_mode_and_its_link() {
 fn links_and_dots_stay_inside_the_sandbox() {
     let sandbox = Sandbox::started();
     sandbox.shell("ln -s /etc/passwd /a; ln -s ../../../../../../../etc/passwd /tmp/b");
-    let inside = read(&sandbox, "/etc/passwd").unwrap();
+    let inside = sandbox.read("/etc/passwd").unwrap();
     assert!(inside != fs::read("/etc/passwd").unwrap());
     for path in ["/a", "/tmp/b", "/../../../etc/passwd", "etc/passwd"] {
-        assert_eq!(read(&sandbox, path).unwrap(), inside, "{path}");
+        assert_eq!(sandbox.read(path).unwrap(), inside, "{path}");
     }
     sandbox.write(write_call("/../../../../escaped"), b"x").unwrap();
     assert!(sandbox.root().join("escaped").exists() && !fs::exists("/escaped").unwrap());
@@ -64,7 +56,7 @@ fn links_and_dots_stay_inside_the_sandbox() {
 #[test]
 fn a_file_made_while_it_is_read_is_read_whole() {
     let sandbox = Sandbox::started();
-    let status = String::from_utf8(read(&sandbox, "/proc/1/status").unwrap()).unwrap();
+    let status = String::from_utf8(sandbox.read("/proc/1/status").unwrap()).unwrap();
     assert!(status.starts_with("Name:\tsandbox-init\n"), "{status}");
 }
 
@@ -72,7 +64,7 @@ fn a_file_made_while_it_is_read_is_read_whole() {
 fn a_file_on_a_mount_of_the_workloads_own_is_found() {
     let sandbox = Sandbox::started();
     sandbox.shell("mkdir /m; mount -t tmpfs none /m; echo there > /m/f");
-    assert_eq!(read(&sandbox, "/m/f").unwrap(), b"there\n");
+    assert_eq!(sandbox.read("/m/f").unwrap(), b"there\n");
 }
 
 #[test]
@@ -90,7 +82,7 @@ fn what_is_no_file_is_refused_by_kind() {
         ("/a\0b", FailureKind::Invalid),
     ];
     for (path, kind) in cases {
-        let refused = read(&sandbox, path).unwrap_err();
+        let refused = sandbox.read(path).unwrap_err();
         assert_eq!(refused.kind, kind, "read {path:?}: {refused:?}");
     }
     let cases = [

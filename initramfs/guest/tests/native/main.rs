@@ -2,6 +2,8 @@
 //! kernel's, only the microVM is missing. Needs root and busybox-static.
 #![forbid(unsafe_code)]
 
+#[path = "../client/mod.rs"]
+mod client;
 mod entrypoints;
 mod execs;
 mod file_calls;

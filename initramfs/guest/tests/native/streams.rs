@@ -5,7 +5,10 @@ use holdfast_wire::{
     guest::{Exec, Exited, Input, Output},
 };
 
-use crate::sandbox::{Sandbox, argv, eventually, shell};
+use crate::{
+    client::{Client, argv, eventually, shell},
+    sandbox::Sandbox,
+};
 
 /// Resident memory of this process in bytes: PID 1's part runs in it.
 fn resident_bytes() -> u64 {
