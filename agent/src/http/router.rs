@@ -55,7 +55,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     let open = Router::new()
         .route(path::CA, get(node::ca))
         .route(path::HEALTHZ, get(node::healthz))
-        .route(path::READYZ, get(node::readyz));
+        .route(path::READYZ, get(node::readyz))
+        .method_not_allowed_fallback(no_method);
     let guarded = data_plane()
         .merge(arm())
         .merge(own())

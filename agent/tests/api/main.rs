@@ -1,0 +1,10 @@
+//! The real server on a loopback port, with real TLS, and everything of the API that needs no
+//! microVM. Needs root: the image store belongs to a user of its own.
+
+mod bad_input;
+mod front;
+mod groups;
+mod images;
+mod lists;
+mod sandboxes;
+mod server;
