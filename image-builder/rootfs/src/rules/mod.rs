@@ -4,6 +4,7 @@
 #[path = "../../tests/support/archive.rs"]
 mod archive;
 
+mod assembled;
 mod framing;
 mod kinds;
 mod links;

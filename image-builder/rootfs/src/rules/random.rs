@@ -1,10 +1,13 @@
 //! Bytes nobody thought of: any archive gives a layer or a typed error, never a panic, and equal
 //! archives give equal bytes.
 
+use std::process::Command;
+
+use fs_err as fs;
 use proptest::prelude::*;
 
 use super::{archive::Archive, convert_within, files_in, fresh_store, sha256};
-use crate::{Limits, Settings, assemble, tree::StoredLayer};
+use crate::{Limits, Segment, Settings, assemble, tree::StoredLayer};
 
 /// One thing an archive may hold, often with names that collide.
 fn step() -> impl Strategy<Value = Step> {
@@ -61,7 +64,7 @@ fn archive(steps: Vec<Step>) -> Vec<u8> {
     steps.into_iter().fold(Archive::new(), add).end()
 }
 
-/// Converts and, where that works, puts an image together. Gives its metadata.
+/// Converts and, where that works, puts an image together. Gives its disk.
 fn try_all(tar: &[u8]) -> Option<Vec<u8>> {
     let store = fresh_store();
     let converted = convert_within(store.path(), tar, &Limits::default());
@@ -71,7 +74,8 @@ fn try_all(tar: &[u8]) -> Option<Vec<u8>> {
     let layers = [converted.ok()?.diff_id];
     let manifest = sha256(b"manifest");
     let record = assemble(store.path(), &manifest, &layers, Settings::default(), "amd64").ok()?;
-    Some(fs_err::read(store.path().join(&record.segments[0].path)).unwrap())
+    let read = |segment: &Segment| fs::read(store.path().join(&segment.path)).unwrap();
+    Some(record.segments.iter().flat_map(read).collect())
 }
 
 proptest! {
@@ -92,6 +96,19 @@ proptest! {
     ) {
         let tar = archive(steps);
         prop_assert_eq!(try_all(&tar), try_all(&tar));
+    }
+
+    #[test]
+    fn any_image_that_is_made_is_sound_to_fsck(
+        steps in prop::collection::vec(step(), 0..12),
+    ) {
+        let Some(disk) = try_all(&archive(steps)) else { return Ok(()) };
+        let folder = fresh_store();
+        let path = folder.path().join("disk");
+        fs::write(&path, disk).unwrap();
+        let fsck = Command::new("fsck.erofs").arg("--extract").arg(&path).output().unwrap();
+        let said = String::from_utf8_lossy(&fsck.stderr).into_owned();
+        prop_assert!(fsck.status.success(), "{}", said);
     }
 
     #[test]
@@ -116,7 +133,7 @@ proptest! {
         let tar = archive(steps);
         prop_assume!(convert_within(store.path(), &tar, &Limits::default()).is_ok());
         let path = crate::store::tree_path(store.path(), &sha256(&tar));
-        let mut bytes = fs_err::read(path).unwrap();
+        let mut bytes = fs::read(path).unwrap();
         prop_assert!(StoredLayer::from_bytes(&bytes).is_some());
         let at = at.index(bytes.len());
         bytes[at] = to;
