@@ -65,9 +65,3 @@ pub(super) fn connect(port: u32) -> io::Result<OwnedFd> {
     checked(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length()) })?;
     Ok(socket)
 }
-
-/// Says that nothing more will be sent.
-pub(super) fn end_sending(stream: &OwnedFd) -> io::Result<()> {
-    // SAFETY: takes no pointer.
-    checked(unsafe { libc::shutdown(stream.as_raw_fd(), libc::SHUT_WR) })
-}
