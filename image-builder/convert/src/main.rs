@@ -70,7 +70,7 @@ fn for_agent() -> ExitCode {
         Ok(digest) => (Report::Done { digest: digest.to_string() }, ExitCode::SUCCESS),
         Err(error) => (Report::Failed(Failure::from(&error)), ExitCode::from(EXIT_FAILED)),
     };
-    match frame::write_frame(&mut io::stdout().lock(), &report) {
+    match report::send(&report) {
         Ok(()) => code,
         // The agent is gone; what was converted is in the store all the same.
         Err(_) => ExitCode::from(EXIT_FAILED),

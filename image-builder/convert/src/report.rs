@@ -13,7 +13,7 @@ use std::{
 
 use holdfast_wire::{
     convert::{Progress, Report},
-    frame,
+    frame::{self, FrameError},
 };
 
 use crate::work::Counters;
@@ -68,10 +68,7 @@ impl Reporter {
     /// `false`: nobody listens.
     fn report(self, progress: &Progress, changed: bool) -> bool {
         match self {
-            Self::Frames => {
-                let report = Report::Progress(progress.clone());
-                frame::write_frame(&mut io::stdout().lock(), &report).is_ok()
-            }
+            Self::Frames => send(&Report::Progress(progress.clone())).is_ok(),
             Self::Lines => {
                 if changed {
                     // A terminal that cannot be written to is no reason to stop.
@@ -81,6 +78,13 @@ impl Reporter {
             }
         }
     }
+}
+
+/// Sends one frame now: frames hold no line ends, at which stdout would pass them on by itself.
+pub(crate) fn send(report: &Report) -> Result<(), FrameError> {
+    let mut stdout = io::stdout().lock();
+    frame::write_frame(&mut stdout, report)?;
+    stdout.flush().map_err(FrameError::Io)
 }
 
 fn line(progress: &Progress) -> io::Result<()> {
