@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use holdfast_model::{SandboxId, State};
+use holdfast_model::{MilliCpu, SandboxId, State};
 use holdfast_wire::guest::{self, Exited, Input, Output};
 use holdfastd::sandbox::ExecError;
 use node::{Node, alive, spec};
@@ -191,4 +191,48 @@ async fn a_killed_agent_loses_no_record_and_leaves_nothing_running() {
         node.registry.delete(&record.id).await.unwrap();
         assert_eq!(node.traces(&record.id), Vec::<String>::new());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_sandbox_is_held_to_its_cpu_and_memory_and_its_neighbour_is_not() {
+    let node = Node::start().await;
+    let mut small = spec(128);
+    small.resources.cpu = MilliCpu(250);
+    let id = node.running(small).await;
+    let cgroup = node.cgroup(&id);
+    let read = |file: &str| fs_err::read_to_string(cgroup.join(file)).unwrap();
+    assert_eq!(read("cpu.max"), "25000 100000\n");
+    assert_eq!(read("memory.max"), format!("{}\n", (128 + 64) << 20));
+    assert_eq!(read("pids.max"), "96\n");
+
+    let used = async || node.registry.details(&id).await.unwrap().cgroup.cpu_us;
+    let busy = node.registry.exec(&id, shell("while :; do :; done")).await.unwrap();
+    let (before, began) = (used().await, std::time::Instant::now());
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let (after, took) = (used().await, began.elapsed());
+    drop(busy);
+    let share = (after - before) as f64 / took.as_micros() as f64;
+    assert!(share < 0.35, "{share} of a CPU");
+    node.registry.delete(&id).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_sandboxes_made_at_once_all_run_and_all_go() {
+    let node = Node::start().await;
+    let creates = (0..6).map(|_| node.registry.create(node::group(), spec(128), None));
+    let made = futures_util::future::join_all(creates).await;
+    let ids: Vec<SandboxId> = made.into_iter().map(|record| record.unwrap().id).collect();
+    for id in &ids {
+        let record = node.settled(id, |state| state != State::Creating).await;
+        assert_eq!(record.state, State::Running, "{:?}", record.failure);
+        assert_eq!(run(&node, id, shell("hostname"), b"").await.stdout, format!("{id}\n"));
+    }
+    let deletes = ids.iter().map(|id| node.registry.delete(id));
+    for outcome in futures_util::future::join_all(deletes).await {
+        outcome.unwrap();
+    }
+    for id in &ids {
+        assert_eq!(node.traces(id), Vec::<String>::new());
+    }
+    assert_eq!(node.registry.free(), node.registry.limits());
 }

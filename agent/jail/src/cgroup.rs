@@ -138,10 +138,16 @@ impl Cgroup {
             .map_err(self.failed("open"))
     }
 
+    /// Holds it to another amount of CPU.
+    pub fn limit_cpu(&self, cpu: MilliCpu) -> Result<(), JailError> {
+        let quota = u64::from(cpu.0) * CPU_PERIOD_US / 1000;
+        fs::write(self.path.join("cpu.max"), format!("{quota} {CPU_PERIOD_US}"))
+            .map_err(self.failed("limit"))
+    }
+
     fn limit(&self, limits: Limits) -> Result<(), JailError> {
-        let quota = u64::from(limits.cpu.0) * CPU_PERIOD_US / 1000;
+        self.limit_cpu(limits.cpu)?;
         let settings = [
-            ("cpu.max", format!("{quota} {CPU_PERIOD_US}")),
             ("memory.max", limits.memory.bytes().to_string()),
             // A microVM with one thread killed is of no use: all of it goes, or none.
             ("memory.oom.group", "1".to_owned()),

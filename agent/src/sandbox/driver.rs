@@ -1,7 +1,11 @@
 //! One task that owns one sandbox from its creation until it is gone. Others send it asks and
 //! watch its status.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use holdfast_jail::CgroupTree;
 use holdfast_model::{Event, State};
@@ -10,7 +14,7 @@ use holdfast_store::{SandboxRecord, Store};
 use holdfast_wire::vmm::{self, Exit};
 use log::{info, warn};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     time::timeout,
 };
 
@@ -47,6 +51,8 @@ pub(super) struct Node {
     pub(super) images: Arc<Images>,
     pub(super) disks: Disks,
     pub(super) uids: Uids,
+    /// Launches under way.
+    pub(super) launches: Semaphore,
     pub(super) cgroups: CgroupTree,
     /// Folder of the run folders.
     pub(super) run: PathBuf,
@@ -126,13 +132,22 @@ impl Driver {
 
     /// From launch to end. Gives the ask that ended it, if it was one.
     async fn live(&mut self, launch: Launch) -> Option<Ask> {
-        let began = std::time::Instant::now();
+        let began = Instant::now();
+        let node = Arc::clone(&self.node);
+        let turn = tokio::select! {
+            // The semaphore is never closed, and without a turn there is only less order.
+            turn = node.launches.acquire() => turn.ok(),
+            ask = self.inbox.recv() => return Some(self.not_launched(ask).await),
+        };
+        let mut phases = BootPhases { turn_ms: ms_since(began), ..BootPhases::default() };
+        let began = Instant::now();
         let image = Arc::new(launch.image);
         let prepared = {
             let (node, record) = (Arc::clone(&self.node), self.record.clone());
             let image = Arc::clone(&image);
             off_thread(move || Machine::prepare(&node, &record, &image, launch.reservation)).await
         };
+        phases.prepare_ms = ms_since(began);
         let mut machine = match prepared {
             Ok(machine) => machine,
             Err(error) => {
@@ -140,7 +155,14 @@ impl Driver {
                 return None;
             }
         };
-        let ask = self.live_in(&mut machine, &image, ms_since(began)).await;
+        let ask = match self.boot(&mut machine, &image, &mut phases).await {
+            Booting::Booted(booted) => {
+                drop(turn);
+                self.serve(&mut machine, booted, phases).await
+            }
+            Booting::Failed => None,
+            Booting::Asked(ask) => Some(ask),
+        };
         if ask == Some(Ask::Delete) {
             // Durable before anything is taken apart: a crash from here on ends in its deletion.
             self.change(Event::Delete, None).await;
@@ -150,43 +172,45 @@ impl Driver {
         ask
     }
 
-    async fn live_in(
+    async fn boot(
         &mut self,
         machine: &mut Machine,
         image: &Located,
-        prepare_ms: u64,
-    ) -> Option<Ask> {
+        phases: &mut BootPhases,
+    ) -> Booting {
         let (node, record) = (Arc::clone(&self.node), self.record.clone());
         let booted = tokio::select! {
-            booted = launch::boot(machine, &record, image, &node) => booted,
-            ask = self.inbox.recv() => {
-                let ask = ask.unwrap_or(Ask::Stop);
-                if ask == Ask::Stop {
-                    self.fail("the agent was stopped while the sandbox was being made").await;
-                }
-                return Some(ask);
-            }
+            booted = launch::boot(machine, &record, image, &node, phases) => booted,
+            ask = self.inbox.recv() => return Booting::Asked(self.not_launched(ask).await),
         };
         match booted {
-            Ok(mut booted) => {
-                booted.phases.prepare_ms = prepare_ms;
-                self.serve(machine, booted).await
-            }
-            Err(BootError::Failed(error)) => {
-                self.lose(machine, error_chain(&error)).await;
-                None
-            }
+            Ok(booted) => return Booting::Booted(booted),
+            Err(BootError::Failed(error)) => self.lose(machine, error_chain(&error)).await,
             Err(BootError::Ended(last_word)) => {
                 let reason = machine.post_mortem(last_word);
                 self.lose(machine, format!("booting failed: {reason}")).await;
-                None
             }
         }
+        Booting::Failed
+    }
+
+    /// An ask came before the sandbox ran.
+    async fn not_launched(&mut self, ask: Option<Ask>) -> Ask {
+        let ask = ask.unwrap_or(Ask::Stop);
+        if ask == Ask::Stop {
+            self.fail("the agent was stopped while the sandbox was being made").await;
+        }
+        ask
     }
 
     /// While it is Running.
-    async fn serve(&mut self, machine: &mut Machine, booted: Booted) -> Option<Ask> {
-        let Booted { control, mut events, guest, phases } = booted;
+    async fn serve(
+        &mut self,
+        machine: &mut Machine,
+        booted: Booted,
+        phases: BootPhases,
+    ) -> Option<Ask> {
+        let Booted { control, mut events, guest } = booted;
         let live = Live {
             control,
             guest: guest.clone(),
@@ -198,7 +222,7 @@ impl Driver {
         self.status.send_modify(|status| status.live = Some(Arc::new(live)));
         self.change(Event::GuestReady, None).await;
         info!(
-            id:% = self.record.id, vmm_pid = machine.vmm_pid(), prepare_ms = phases.prepare_ms,
+            id:% = self.record.id, vmm_pid = machine.vmm_pid(), turn_ms = phases.turn_ms, prepare_ms = phases.prepare_ms,
             spawn_ms = phases.spawn_ms, boot_ms = phases.boot_ms, start_ms = phases.start_ms;
             "sandbox runs"
         );
@@ -244,7 +268,7 @@ impl Driver {
     /// Fails with the machine's last words in the log.
     async fn lose(&mut self, machine: &Machine, reason: String) {
         let (serial, vmm) = machine.last_words();
-        warn!(id:% = self.record.id, serial:%, vmm:%; "last words of a microVM");
+        warn!(id:% = self.record.id, serial:?, vmm:?; "last words of a microVM");
         self.fail(reason).await;
     }
 
@@ -316,6 +340,13 @@ impl Driver {
             }
         }
     }
+}
+
+/// How a boot came out.
+enum Booting {
+    Booted(Booted),
+    Failed,
+    Asked(Ask),
 }
 
 async fn last_word(events: &mut mpsc::Receiver<vmm::Event>) -> Option<Exit> {

@@ -11,7 +11,7 @@ use fs_err as fs;
 use holdfast_jail::{
     Cgroup, Handover, Identity, Limits, RunFolder, VmmPlan, VmmProcess, guest_memory,
 };
-use holdfast_model::Mib;
+use holdfast_model::{Mib, MilliCpu};
 use holdfast_scheduler::Reservation;
 use holdfast_store::SandboxRecord;
 use holdfast_wire::{
@@ -48,11 +48,22 @@ const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=0 panic=-1 reboot=k";
 
 /// From the first instruction until PID 1 serves. A boot takes a fraction of a second on hardware;
 /// an emulated machine under load is a hundred times slower.
-const READY_PATIENCE: Duration = Duration::from_secs(60);
+const READY_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Launches under way for each CPU of the node. More would slow every one of them down, so that
+/// all are late where some could be early.
+const LAUNCHES_PER_CPU: usize = 2;
+
+/// How many launches are under way at once on this node.
+pub(super) fn launches_max() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from) * LAUNCHES_PER_CPU
+}
 
 /// How long each phase of a launch took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BootPhases {
+    /// Waiting for other launches to end.
+    pub turn_ms: u64,
     /// Disk, cgroup, run folder, descriptors.
     pub prepare_ms: u64,
     /// The VMM's process, until it answered.
@@ -77,7 +88,6 @@ pub(super) struct Booted {
     pub(super) control: Control,
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) guest: GuestLink,
-    pub(super) phases: BootPhases,
 }
 
 impl Machine {
@@ -91,8 +101,13 @@ impl Machine {
         let resources = record.spec.resources;
         let disk = node.disks.create(&record.id, resources.disk).map_err(LaunchError::Disk)?;
         let uid = node.uids.lease();
-        let limits =
-            Limits { cpu: resources.cpu, memory: reservation.demand().memory, pids: VMM_PIDS_MAX };
+        let limits = Limits {
+            // A boot has whole CPUs: held to a quarter of one it would take four times as long and
+            // use no less. Boots take turns instead.
+            cpu: MilliCpu(u32::from(resources.vcpus()) * 1000),
+            memory: reservation.demand().memory,
+            pids: VMM_PIDS_MAX,
+        };
         node.cgroups.prepare()?;
         let cgroup = node.cgroups.create(record.id.as_str(), limits)?;
         let run = RunFolder::create(&node.run, record.id.as_str())?;
@@ -182,11 +197,12 @@ pub(super) async fn boot(
     record: &SandboxRecord,
     image: &Located,
     node: &Node,
+    phases: &mut BootPhases,
 ) -> Result<Booted, BootError> {
     let began = Instant::now();
     let (control, mut events) =
         until_end(machine, control::connect(&machine.run.path().join("control.sock"))).await??;
-    let spawn_ms = ms_since(began);
+    phases.spawn_ms = ms_since(began);
 
     let booting = Instant::now();
     match until_end(machine, control.ask(ToVmm::Boot)).await?? {
@@ -204,7 +220,7 @@ pub(super) async fn boot(
         Ok(Err(exit)) => return Err(BootError::Ended(exit)),
         Err(_) => return Err(LaunchError::NotReady { waited: READY_PATIENCE }.into()),
     }
-    let boot_ms = ms_since(booting);
+    phases.boot_ms = ms_since(booting);
 
     let starting = Instant::now();
     let guest = GuestLink::new(machine.vsock_path());
@@ -218,8 +234,9 @@ pub(super) async fn boot(
         Err(ExecError::Guest(error)) => return Err(LaunchError::Guest(error).into()),
         Err(other) => return Err(LaunchError::Start { message: other.to_string() }.into()),
     }
-    let phases = BootPhases { prepare_ms: 0, spawn_ms, boot_ms, start_ms: ms_since(starting) };
-    Ok(Booted { control, events, guest, phases })
+    machine.cgroup.limit_cpu(record.spec.resources.cpu)?;
+    phases.start_ms = ms_since(starting);
+    Ok(Booted { control, events, guest })
 }
 
 /// Why a boot did not come to its end.

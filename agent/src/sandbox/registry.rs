@@ -21,7 +21,7 @@ use holdfast_wire::{
 use log::{info, warn};
 use tokio::{
     io::AsyncRead,
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     time::timeout,
 };
 use tokio_util::task::TaskTracker;
@@ -30,7 +30,7 @@ use super::{
     BootPhases, CreateError, DeleteError, ExecError, ExecSession, FileReader, StartError,
     disk::Disks,
     driver::{Ask, Driver, INBOX_MAX, Launch, Live, Node, Status},
-    launch::VMM_OVERHEAD,
+    launch::{VMM_OVERHEAD, launches_max},
     now_ms, recover,
     uid::Uids,
 };
@@ -83,8 +83,6 @@ pub struct Registry {
 #[derive(Debug, Clone)]
 pub struct RuntimeDetails {
     pub vmm_pid: u32,
-    /// Resident memory of the VMM beyond the guest's.
-    pub vmm_resident_kib: Option<u64>,
     pub vmm: Option<vmm::Stats>,
     pub guest: Option<Info>,
     pub cgroup: Usage,
@@ -100,6 +98,7 @@ impl Registry {
             images: parts.images,
             disks: Disks::new(&paths.state),
             uids: Uids::default(),
+            launches: Semaphore::new(launches_max()),
             cgroups: CgroupTree::new(&paths.cgroups),
             run: paths.run.join("sandboxes"),
             vmm: paths.vmm.clone(),
@@ -295,7 +294,6 @@ impl Registry {
         };
         Ok(RuntimeDetails {
             vmm_pid: live.vmm_pid,
-            vmm_resident_kib: resident_kib(live.vmm_pid),
             vmm,
             guest: guest.ok(),
             cgroup: cgroup_usage(&live.cgroup),
@@ -371,16 +369,6 @@ fn node_capacity() -> io::Result<Capacity> {
         cpu: holdfast_model::MilliCpu(u32::try_from(cpus * 1000).unwrap_or(u32::MAX)),
         memory: Mib(u32::try_from(kib / 1024).unwrap_or(u32::MAX)),
     })
-}
-
-/// Resident memory of a process without what it shares by memfd, which for a VMM is the guest's.
-fn resident_kib(pid: u32) -> Option<u64> {
-    let status = fs_err::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()
-    };
-    Some(field("RssAnon:")? + field("RssFile:")?)
 }
 
 fn factors(config: &Config) -> Factors {

@@ -106,6 +106,10 @@ impl Node {
         tokio::time::timeout(LONG, settled).await.unwrap()
     }
 
+    pub(crate) fn cgroup(&self, id: &SandboxId) -> PathBuf {
+        self.config.paths.cgroups.join(id.as_str())
+    }
+
     /// What there is of a sandbox on the host.
     pub(crate) fn traces(&self, id: &SandboxId) -> Vec<String> {
         let paths = &self.config.paths;
