@@ -56,5 +56,8 @@ def client(group="default", token=None, **options):
 
 def groups():
     return SandboxGroupManagementClient(
-        NodeToken(), SUBSCRIPTION, RESOURCE_GROUP, transport=ToNode()
+        NodeToken(),
+        subscription_id=SUBSCRIPTION,
+        resource_group=RESOURCE_GROUP,
+        transport=ToNode(),
     )
