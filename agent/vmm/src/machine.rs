@@ -67,7 +67,7 @@ impl MachineError {
             Self::Memory(_) => "make the memory file as long as the configuration says",
             Self::Vm(_) => "see whether this host has KVM, and this user may use /dev/kvm",
             Self::Wiring(_) => "attach fewer devices",
-            Self::Device(_) => "see the disks and sockets of this sandbox",
+            Self::Device(error) => error.hint(),
             Self::Boot(_) => "see that kernel and initramfs are whole, and that memory holds them",
             Self::Kick(_) | Self::Thread { .. } => "see this sandbox's limit of processes",
             Self::WrongPhase { .. } => "ask for the phase first (Hello tells it)",

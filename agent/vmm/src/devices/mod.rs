@@ -57,6 +57,20 @@ pub(crate) enum DeviceError {
     },
 }
 
+impl DeviceError {
+    /// What the operator can do next.
+    pub(crate) fn hint(&self) -> &'static str {
+        match self {
+            Self::Fd(_) => "the agent passed wrong fds; see its log",
+            Self::Disk { .. } => {
+                "see whether the files of this disk are whole, and who changed them"
+            }
+            Self::Wiring { .. } => "attach fewer devices",
+            Self::Thread { .. } => "see this sandbox's limit of processes",
+        }
+    }
+}
+
 /// Where one device is found, as ACPI tells the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Window {

@@ -9,6 +9,7 @@ mod counters;
 mod credit;
 mod device;
 mod greeting;
+mod host;
 mod packet;
 mod state;
 mod table;
