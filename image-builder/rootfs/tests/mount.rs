@@ -19,7 +19,11 @@ use std::{
 
 use archive::Archive;
 use fs_err as fs;
-use holdfast_rootfs::{Segment, load_record};
+use holdfast_model::Digest;
+use holdfast_rootfs::{
+    Compression, Fault, LayerDescriptor, Limits, Segment, convert_layer, load_record,
+};
+use sha2::{Digest as _, Sha256};
 use survey::{Mounted, differences, survey};
 use tempfile::TempDir;
 
@@ -47,6 +51,31 @@ fn a_real_image_with_every_oddity_mounts_as_umoci_unpacks_it() {
     assert!(differences.is_empty(), "umoci - and + ours:\n{}", differences.join("\n"));
     for path in ["/odd/sparse", "/odd/\\xff\\xfe", "/odd/capable", "/odd/lower-link"] {
         assert!(ours.contains_key(path), "{path} is missing");
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_from_a_bad_image_and_nothing_half_made_stays() {
+    let work = TempDir::new().unwrap();
+    let store = work.path().join("store");
+    fs::create_dir(&store).unwrap();
+    let small = ["-t", "tmpfs", "-o", "size=2m", "small", store.to_str().unwrap()];
+    run("mount", small.map(OsStr::new));
+    let _mounted = Mounted::at(store.clone());
+    let tar = Archive::new().file("large", vec![b'x'; 4 << 20]).end();
+    let sha256 = Digest::from_sha256(Sha256::digest(&tar).into());
+    let layer = LayerDescriptor {
+        digest: sha256,
+        size: tar.len() as u64,
+        diff_id: sha256,
+        compression: Compression::Detect,
+    };
+    let error = convert_layer(&store, &tar[..], &layer, &Limits::default(), &mut |_| {});
+    let error = error.unwrap_err();
+    assert_eq!(error.fault(), Fault::NoSpace, "{error}");
+    assert!(error.hint().starts_with("free space"), "{}", error.hint());
+    for folder in ["layers", "tmp"] {
+        assert_eq!(fs::read_dir(store.join(folder)).unwrap().count(), 0, "in {folder}");
     }
 }
 

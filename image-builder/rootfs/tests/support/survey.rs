@@ -109,12 +109,13 @@ fn xattrs(path: &Path) -> String {
     names.iter().map(shown).collect()
 }
 
-/// Where a survey is to be made: a disk of several files, mounted. Unmounted on drop.
+/// Unmounted on drop.
 pub(crate) struct Mounted {
     folder: PathBuf,
 }
 
 impl Mounted {
+    /// An image, read-only.
     pub(crate) fn new(disk: &Path, folder: PathBuf) -> Self {
         fs::create_dir(&folder).unwrap();
         let disk = disk.as_os_str();
@@ -125,6 +126,11 @@ impl Mounted {
                 .into_iter()
                 .chain([disk, folder.as_os_str()]),
         );
+        Self { folder }
+    }
+
+    /// What is mounted there already.
+    pub(crate) fn at(folder: PathBuf) -> Self {
         Self { folder }
     }
 
