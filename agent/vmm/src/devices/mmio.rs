@@ -16,12 +16,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{
     interrupt::Interrupt,
     queue::{Broken, Ring, RingSetup},
-    runner::{Runner, reason},
+    runner::Runner,
 };
-use crate::{
-    event::{Event, EventSender},
-    vm::Memory,
-};
+use crate::vm::Memory;
 
 /// "virt", as every device of this transport says.
 const MAGIC: u32 = 0x7472_6976;
@@ -46,14 +43,12 @@ pub(super) struct Identity {
 
 /// One device's window.
 pub(super) struct Transport {
-    name: String,
     identity: Identity,
     registers: Mutex<Registers>,
     interrupt: Arc<Interrupt>,
     kicks: Vec<Arc<EventFd>>,
     memory: Memory,
     runner: Runner,
-    events: EventSender,
 }
 
 /// What the driver wrote.
@@ -88,20 +83,18 @@ impl Registers {
 
 /// What [`Transport::new`] joins.
 pub(super) struct Parts {
-    pub(super) name: String,
     pub(super) identity: Identity,
     pub(super) interrupt: Arc<Interrupt>,
     pub(super) kicks: Vec<Arc<EventFd>>,
     pub(super) memory: Memory,
     pub(super) runner: Runner,
-    pub(super) events: EventSender,
 }
 
 impl Transport {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { name, identity, interrupt, kicks, memory, runner, events } = parts;
+        let Parts { identity, interrupt, kicks, memory, runner } = parts;
         let registers = Mutex::new(Registers::after_reset(&identity));
-        Self { name, identity, registers, interrupt, kicks, memory, runner, events }
+        Self { identity, registers, interrupt, kicks, memory, runner }
     }
 
     pub(super) fn runner(&self) -> &Runner {
@@ -223,15 +216,7 @@ impl Transport {
         }
         registers.status |= added;
         if added & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
-            match self.rings(registers) {
-                Ok(rings) => self.runner.start(rings),
-                Err(broken) => {
-                    self.interrupt.broken();
-                    let event =
-                        Event::DeviceStopped { device: self.name.clone(), reason: reason(&broken) };
-                    self.events.send(event);
-                }
-            }
+            self.runner.start(self.rings(registers));
         }
     }
 

@@ -150,8 +150,7 @@ impl DeviceSet {
         let runner = Runner::spawn(setting, worker)
             .map_err(|source| DeviceError::Thread { device: name.clone(), source })?;
         self.windows.push(Window { base, len: DEVICE_WINDOW_BYTES, gsi: line.gsi });
-        let (memory, events) = (memory.clone(), events.clone());
-        let parts = Parts { name, identity, interrupt, kicks, memory, runner, events };
+        let parts = Parts { identity, interrupt, kicks, memory: memory.clone(), runner };
         self.transports.push(Transport::new(parts));
         Ok(())
     }

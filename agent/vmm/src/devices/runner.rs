@@ -64,7 +64,7 @@ pub(super) trait Worker: Send {
 }
 
 enum Order {
-    Start(Vec<Ring>),
+    Start(Result<Vec<Ring>, Broken>),
     Reset(SyncSender<()>),
     Pause(SyncSender<()>),
     Resume,
@@ -116,8 +116,9 @@ impl Runner {
         Ok(Self { orders: sender, bell, thread: Some(thread) })
     }
 
-    /// Hands the queues over; the worker looks at them at once.
-    pub(super) fn start(&self, rings: Vec<Ring>) {
+    /// Hands the queues over, and the worker looks at them at once; or stops the device for how
+    /// they were set up.
+    pub(super) fn start(&self, rings: Result<Vec<Ring>, Broken>) {
         self.order(Order::Start(rings));
     }
 
@@ -203,7 +204,8 @@ impl Inside {
         let _ = self.bell.read();
         while let Ok(order) = self.orders.try_recv() {
             match order {
-                Order::Start(rings) => {
+                Order::Start(Err(broken)) => self.stop(&reason(&broken)),
+                Order::Start(Ok(rings)) => {
                     self.rings = rings;
                     self.running = true;
                     self.worker.start();
@@ -268,7 +270,7 @@ enum Follow {
 }
 
 /// The error with its causes, on one line.
-pub(super) fn reason(broken: &Broken) -> String {
+fn reason(broken: &Broken) -> String {
     let mut text = broken.to_string();
     let mut cause = std::error::Error::source(broken);
     while let Some(error) = cause {

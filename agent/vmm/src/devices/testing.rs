@@ -207,6 +207,21 @@ impl Rig {
         reason
     }
 
+    /// Starts `device` without queues. Whether that was reported.
+    pub(super) fn break_queue(&self, device: usize) -> bool {
+        self.write(device, VIRTIO_MMIO_STATUS, 0);
+        self.write(device, VIRTIO_MMIO_STATUS, 1 | 2);
+        self.write(device, VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
+        self.write(device, VIRTIO_MMIO_DRIVER_FEATURES, 1);
+        self.write(device, VIRTIO_MMIO_STATUS, 1 | 2 | 8);
+        self.write(device, VIRTIO_MMIO_STATUS, STARTED);
+        // Answered after the start was.
+        self.devices.pause();
+        self.devices.resume();
+        assert_eq!(self.read(device, VIRTIO_MMIO_STATUS), STARTED | 64);
+        !self.events.drain().is_empty()
+    }
+
     /// A client on the host side of the sockets.
     pub(super) fn connect(&self) -> UnixStream {
         let stream = UnixStream::connect(&self.socket).unwrap();

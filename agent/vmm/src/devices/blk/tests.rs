@@ -289,4 +289,28 @@ proptest! {
         file.read_to_end(&mut bytes).unwrap();
         prop_assert_eq!(bytes.len() as u64, 2 * BLOCK);
     }
+
+    #[test]
+    fn any_part_of_any_segments_reads_as_in_one_file(
+        blocks in prop::collection::vec(1..4u64, 1..6),
+        first in 0..160u64,
+        count in 1..40u32,
+        cut in 0..2048u32,
+    ) {
+        let total: u64 = blocks.iter().sum::<u64>() * 8;
+        let sector = first % total;
+        let bytes = count.min(u32::try_from(total - sector).unwrap()) * 512;
+        let files: Vec<_> = (0..).zip(&blocks).map(|(n, blocks)| file(n, blocks * BLOCK)).collect();
+        let whole: Vec<u8> = files.iter().flat_map(content).collect();
+        let parts = files.into_iter().zip(&blocks).map(|(file, blocks)| (file, blocks * BLOCK));
+        let mut drive = Drive::new(disk("vda", true, parts.collect()));
+        let cut = cut.min(bytes);
+        // The second piece is not where the first ends.
+        let pieces = [(DATA, cut, WRITE), (DATA + 0x8000, bytes - cut, WRITE)];
+        prop_assert_eq!(drive.request(VIRTIO_BLK_T_IN, sector, &pieces), OK);
+        let mut read = drive.rig.bytes(DATA, usize::try_from(cut).unwrap());
+        read.extend(drive.rig.bytes(DATA + 0x8000, usize::try_from(bytes - cut).unwrap()));
+        let at = usize::try_from(sector * 512).unwrap();
+        prop_assert_eq!(&read, &whole[at..at + read.len()]);
+    }
 }

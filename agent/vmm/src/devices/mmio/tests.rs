@@ -81,7 +81,6 @@ fn start_with(rig: &Rig, register: u32, value: u32) -> String {
 
 #[test]
 fn a_queue_outside_of_memory_misaligned_or_of_a_wrong_size_stops_the_device() {
-    let rig = Rig::new(Vec::new());
     let end = u32::try_from(MEMORY_BYTES).unwrap();
     for (register, value, reason) in [
         (VIRTIO_MMIO_QUEUE_NUM, 0, "size 0"),
@@ -97,9 +96,16 @@ fn a_queue_outside_of_memory_misaligned_or_of_a_wrong_size_stops_the_device() {
         (VIRTIO_MMIO_QUEUE_USED_LOW, 0x3002, "used ring"),
         (VIRTIO_MMIO_QUEUE_USED_HIGH, 1, "used ring"),
     ] {
-        let told = start_with(&rig, register, value);
+        let told = start_with(&Rig::new(Vec::new()), register, value);
         assert!(told.contains(reason), "{register:#x} = {value:#x}: {told}");
     }
+}
+
+#[test]
+fn a_driver_that_breaks_its_device_again_and_again_is_reported_a_few_times() {
+    let rig = Rig::new(Vec::new());
+    let reports = (0..50).map(|_| rig.break_queue(RNG)).filter(|reported| *reported).count();
+    assert_eq!(reports, 4);
 }
 
 #[test]
