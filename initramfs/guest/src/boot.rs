@@ -13,9 +13,8 @@ use rustix::{
 };
 
 use crate::{
-    modules, mounts, power,
-    rpc::{self, Guest},
-    sys,
+    guest::Guest,
+    modules, mounts, power, rpc, sys,
     vsock::{self, Vsock},
     workload::Site,
 };

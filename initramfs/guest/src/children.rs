@@ -6,14 +6,14 @@
 use std::{
     collections::HashSet,
     io,
+    os::fd::AsFd,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
 };
 
 use holdfast_wire::guest::Exited;
-use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions, waitid, waitpid};
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use crate::sys::Child;
-use std::os::fd::AsFd;
 
 #[derive(Debug, Default)]
 pub struct Children {
@@ -33,13 +33,15 @@ impl Children {
 
     /// Waits until `child` has ended and forgets it.
     pub fn wait(&self, child: &Child) -> io::Result<Exited> {
-        let outcome = loop {
-            match waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED) {
-                Err(rustix::io::Errno::INTR) => {}
-                outcome => break outcome,
-            }
-        };
-        self.lock().remove(&child.pid);
+        let id = || WaitId::PidFd(child.pidfd.as_fd());
+        // First without the lock, for as long as it takes; then at once and with it, so that its
+        // number is free only when nobody calls it owned any more.
+        let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        rustix::io::retry_on_intr(|| waitid(id(), ended))?;
+        let mut owned = self.lock();
+        let outcome = rustix::io::retry_on_intr(|| waitid(id(), WaitIdOptions::EXITED));
+        owned.remove(&child.pid);
+        drop(owned);
         self.waited.notify_all();
         let status = outcome?.ok_or(io::ErrorKind::NotFound)?;
         let signal = status.terminating_signal().map(Exited::Signal);
@@ -58,7 +60,7 @@ impl Children {
                     owned = self.waited.wait(owned).unwrap_or_else(PoisonError::into_inner);
                 }
             } else {
-                waitpid(Some(pid), WaitOptions::NOHANG)?;
+                crate::sys::reap(pid)?;
             }
         }
         Ok(())

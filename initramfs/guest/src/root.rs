@@ -114,7 +114,11 @@ fn write_if_empty(path: &str, content: &str) {
     }
 }
 
-/// An image may have a dangling link or a folder there: the sandbox starts without the file.
+/// An image may have a dangling link or a folder there: the sandbox starts without the file. What is
+/// no file is not opened at all: a pipe without a reader would hold the start up for ever.
 fn write_file(path: &str, content: &str) {
-    let _ = fs_err::write(path, content);
+    let is_other = fs_err::metadata(path).is_ok_and(|metadata| !metadata.is_file());
+    if !is_other {
+        let _ = fs_err::write(path, content);
+    }
 }

@@ -3,10 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     thread,
     time::Duration,
 };
@@ -14,22 +11,21 @@ use std::{
 use holdfast_wire::{
     WIRE_VERSION,
     frame::{self, CHUNK_BYTES_MAX, FrameError},
-    guest::{Call, Exec, Failure, FailureKind, Output, Request, Start},
+    guest::{Call, Exec, Failure, FailureKind, Output, Request},
 };
 use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, eventfd},
+    event::{PollFd, PollFlags},
     io::Errno,
 };
 
 use crate::{
-    children::Children,
     clock::poll_until,
     connection::Connection,
-    entrypoint::Entrypoint,
     exec,
     failure::{failure, from_io, invalid},
-    files, info, limits, power, processes,
-    workload::{Site, Workload},
+    files,
+    guest::Guest,
+    info, processes,
 };
 
 /// Connections served at once. Each may hold some hundred KiB, which must fit PID 1's reserve.
@@ -53,124 +49,6 @@ pub trait Listener {
     fn readable(&self) -> BorrowedFd<'_>;
     /// `None`: the connection is not the host's and has been closed.
     fn accept(&self) -> io::Result<Option<OwnedFd>>;
-}
-
-/// PID 1's state: what the machine offers, and what has become of the workload.
-#[derive(Debug)]
-pub struct Guest {
-    site: Site,
-    /// Why there is no root to start a workload in, if there is none.
-    boot_trouble: Option<String>,
-    ready_ns: u64,
-    children: Arc<Children>,
-    phase: Mutex<Phase>,
-    connections: AtomicUsize,
-    /// Readable once the power-off was asked for and the workload is stopped.
-    off: OwnedFd,
-}
-
-#[derive(Debug, Clone)]
-enum Phase {
-    /// Nothing was started yet.
-    Waiting,
-    /// A Start is under way, or has failed half-way: there is no second try in one machine.
-    Spent,
-    Running(Arc<Workload>),
-    Stopping,
-}
-
-impl Guest {
-    pub fn new(site: Site, boot_trouble: Option<String>, ready_ns: u64) -> io::Result<Self> {
-        Ok(Self {
-            site,
-            boot_trouble,
-            ready_ns,
-            children: Arc::default(),
-            phase: Mutex::new(Phase::Waiting),
-            connections: AtomicUsize::new(0),
-            off: eventfd(0, EventfdFlags::CLOEXEC)?,
-        })
-    }
-
-    pub fn children(&self) -> Arc<Children> {
-        Arc::clone(&self.children)
-    }
-
-    fn phase(&self) -> Phase {
-        self.phase.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set_phase(&self, phase: Phase) {
-        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
-    }
-
-    fn workload(&self) -> Result<Arc<Workload>, Failure> {
-        let refused = |message: &str| Err(failure(FailureKind::WrongState, message));
-        match self.phase() {
-            Phase::Running(workload) => Ok(workload),
-            Phase::Waiting => refused("the sandbox was not started yet"),
-            Phase::Spent => refused("the sandbox's start is under way or has failed"),
-            Phase::Stopping => refused("the sandbox is being stopped"),
-        }
-    }
-
-    fn start(&self, start: &Start) -> Result<(), Failure> {
-        {
-            let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
-            if !matches!(*phase, Phase::Waiting) {
-                let message = "the sandbox was started already";
-                return Err(failure(FailureKind::WrongState, message));
-            }
-            *phase = Phase::Spent;
-        }
-        if let Some(trouble) = &self.boot_trouble {
-            return Err(failure(FailureKind::Internal, trouble));
-        }
-        // Programs that look themselves up by it find it from their first instruction.
-        if !start.host_name.is_empty() {
-            rustix::system::sethostname(start.host_name.as_bytes())
-                .map_err(|error| from_io("cannot set the host name", &error.into()))?;
-        }
-        let limits = limits::of_this_machine()?;
-        let workload = Workload::create(&self.site, start, limits, self.children())?;
-        let workload = Arc::new(workload);
-        self.set_phase(Phase::Running(Arc::clone(&workload)));
-        self.reap_strays();
-        if !start.argv.is_empty() {
-            workload.set_entrypoint(Entrypoint::start(&workload, start.argv.clone())?);
-        }
-        Ok(())
-    }
-
-    /// From the moment there is a child, the sandbox's first process, until there is none.
-    fn reap_strays(&self) {
-        // Strays come to the machine's first process only.
-        if std::process::id() != 1 {
-            return;
-        }
-        let children = self.children();
-        // Without the thread strays stay zombies, which the workload's process limit bounds.
-        let _ = thread::Builder::new()
-            .name("reaper".to_owned())
-            .stack_size(THREAD_STACK_BYTES)
-            .spawn(move || children.reap_strays());
-    }
-
-    fn power_off(&self, grace: Duration) -> Result<(), Failure> {
-        let before = {
-            let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *phase, Phase::Stopping)
-        };
-        match before {
-            Phase::Running(workload) => power::stop(&workload, grace),
-            Phase::Waiting | Phase::Spent => rustix::fs::sync(),
-            Phase::Stopping => {
-                let message = "the sandbox is being stopped already";
-                return Err(failure(FailureKind::WrongState, message));
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Serves until the power-off is asked for and the workload has been stopped.
@@ -265,10 +143,7 @@ fn read_request(connection: &mut Connection) -> Result<Option<Call>, Failure> {
 fn carry_out(call: Call, connection: &mut Connection, guest: &Guest) -> Result<(), Failure> {
     match call {
         Call::Info => {
-            let exited = match guest.phase() {
-                Phase::Running(workload) => workload.entrypoint().and_then(|main| main.exited()),
-                _ => None,
-            };
+            let exited = guest.entrypoint_exited();
             say(connection, &Output::Info(info::info(&guest.site.root, guest.ready_ns, exited)));
             Ok(())
         }

@@ -358,3 +358,11 @@ pub(crate) fn ended_child() -> io::Result<Option<Pid>> {
     // SAFETY: after a successful waitid the child's fields are those that are set.
     Ok(Pid::from_raw(unsafe { info.si_pid() }))
 }
+
+/// Takes the status of an ended child that nobody waits for.
+pub(crate) fn reap(pid: Pid) -> io::Result<()> {
+    let options = libc::WNOHANG | libc::__WALL;
+    // SAFETY: a null status pointer is allowed: the kernel stores nothing then.
+    let outcome = unsafe { libc::waitpid(pid.as_raw_nonzero().get(), ptr::null_mut(), options) };
+    check(outcome).map_err(io::Error::from)
+}

@@ -85,3 +85,18 @@ fn files_that_tell_the_machine_its_name_are_made_where_they_are_missing() {
     assert!(sandbox.shell("cat /etc/hosts").stdout.contains("127.0.0.1\tlocalhost"));
     assert!(sandbox.shell("cat /etc/resolv.conf").stdout.contains("nameserver"));
 }
+
+#[test]
+fn an_image_with_a_pipe_for_a_file_does_not_hold_the_start_up() {
+    let sandbox = Sandbox::new();
+    for name in ["hosts", "hostname", "resolv.conf", "group"] {
+        let path = sandbox.root().join("etc").join(name);
+        let _ = fs::remove_file(&path);
+        let made = std::process::Command::new("mkfifo").arg(path).status().unwrap();
+        assert!(made.success());
+    }
+    sandbox.start(Start::default()).unwrap();
+    // Users cannot be looked up in a pipe; whoever runs the command is told so.
+    let refused = sandbox.exec(crate::client::argv(&["true"])).unwrap_err();
+    assert_eq!(refused.kind, FailureKind::Invalid, "{refused:?}");
+}

@@ -10,11 +10,7 @@ use std::{
 };
 
 use fs_err as fs;
-use holdfast_guest::{
-    mounts,
-    rpc::{Guest, serve},
-    workload::Site,
-};
+use holdfast_guest::{guest::Guest, mounts, rpc::serve, workload::Site};
 use holdfast_wire::{
     WIRE_VERSION,
     frame::{read_frame, write_frame},

@@ -1,0 +1,148 @@
+//! PID 1's state and what moves it: the start and the power-off, each once.
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
+    thread,
+    time::Duration,
+};
+
+use holdfast_wire::guest::{Exited, Failure, FailureKind, Start};
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::{
+    children::Children,
+    entrypoint::Entrypoint,
+    failure::{failure, from_io},
+    limits, power,
+    rpc::THREAD_STACK_BYTES,
+    workload::{Site, Workload},
+};
+
+/// PID 1's state: what the machine offers, and what has become of the workload.
+#[derive(Debug)]
+pub struct Guest {
+    pub(crate) site: Site,
+    /// Why there is no root to start a workload in, if there is none.
+    boot_trouble: Option<String>,
+    pub(crate) ready_ns: u64,
+    children: Arc<Children>,
+    phase: Mutex<Phase>,
+    /// Connections being served.
+    pub(crate) connections: AtomicUsize,
+    /// Readable once the power-off was asked for and the workload is stopped.
+    pub(crate) off: OwnedFd,
+}
+
+#[derive(Debug, Clone)]
+enum Phase {
+    /// Nothing was started yet.
+    Waiting,
+    /// A Start is under way, or has failed half-way: there is no second try in one machine.
+    Spent,
+    Running(Arc<Workload>),
+    Stopping,
+}
+
+impl Guest {
+    pub fn new(site: Site, boot_trouble: Option<String>, ready_ns: u64) -> io::Result<Self> {
+        Ok(Self {
+            site,
+            boot_trouble,
+            ready_ns,
+            children: Arc::default(),
+            phase: Mutex::new(Phase::Waiting),
+            connections: AtomicUsize::new(0),
+            off: eventfd(0, EventfdFlags::CLOEXEC)?,
+        })
+    }
+
+    pub fn children(&self) -> Arc<Children> {
+        Arc::clone(&self.children)
+    }
+
+    fn phase(&self) -> Phase {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_phase(&self, phase: Phase) {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+    }
+
+    /// `None`: there is none, or it runs.
+    pub(crate) fn entrypoint_exited(&self) -> Option<Exited> {
+        match self.phase() {
+            Phase::Running(workload) => workload.entrypoint()?.exited(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn workload(&self) -> Result<Arc<Workload>, Failure> {
+        let refused = |message: &str| Err(failure(FailureKind::WrongState, message));
+        match self.phase() {
+            Phase::Running(workload) => Ok(workload),
+            Phase::Waiting => refused("the sandbox was not started yet"),
+            Phase::Spent => refused("the sandbox's start is under way or has failed"),
+            Phase::Stopping => refused("the sandbox is being stopped"),
+        }
+    }
+
+    pub(crate) fn start(&self, start: &Start) -> Result<(), Failure> {
+        {
+            let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+            if !matches!(*phase, Phase::Waiting) {
+                let message = "the sandbox was started already";
+                return Err(failure(FailureKind::WrongState, message));
+            }
+            *phase = Phase::Spent;
+        }
+        if let Some(trouble) = &self.boot_trouble {
+            return Err(failure(FailureKind::Internal, trouble));
+        }
+        // Programs that look themselves up by it find it from their first instruction.
+        if !start.host_name.is_empty() {
+            rustix::system::sethostname(start.host_name.as_bytes())
+                .map_err(|error| from_io("cannot set the host name", &error.into()))?;
+        }
+        let limits = limits::of_this_machine()?;
+        let workload = Workload::create(&self.site, start, limits, self.children())?;
+        let workload = Arc::new(workload);
+        self.set_phase(Phase::Running(Arc::clone(&workload)));
+        self.reap_strays();
+        if !start.argv.is_empty() {
+            workload.set_entrypoint(Entrypoint::start(&workload, start.argv.clone())?);
+        }
+        Ok(())
+    }
+
+    /// From the moment there is a child, the sandbox's first process, until there is none.
+    fn reap_strays(&self) {
+        // Strays come to the machine's first process only.
+        if std::process::id() != 1 {
+            return;
+        }
+        let children = self.children();
+        // Without the thread strays stay zombies, which the workload's process limit bounds.
+        let _ = thread::Builder::new()
+            .name("reaper".to_owned())
+            .stack_size(THREAD_STACK_BYTES)
+            .spawn(move || children.reap_strays());
+    }
+
+    pub(crate) fn power_off(&self, grace: Duration) -> Result<(), Failure> {
+        let before = {
+            let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *phase, Phase::Stopping)
+        };
+        match before {
+            Phase::Running(workload) => power::stop(&workload, grace),
+            Phase::Waiting | Phase::Spent => rustix::fs::sync(),
+            Phase::Stopping => {
+                let message = "the sandbox is being stopped already";
+                return Err(failure(FailureKind::WrongState, message));
+            }
+        }
+        Ok(())
+    }
+}
