@@ -2,7 +2,7 @@
 //! and the collection of what nobody needs.
 //!
 //! The writable store belongs to the user of the conversion process, which faces the network.
-//! What the agent does in it, it does as that user ([`store::as_owner`]).
+//! What the agent does in it, it does as that user (`store::as_owner`).
 
 mod convert;
 mod error;
