@@ -95,4 +95,13 @@ impl Arrivals {
             }
         }
     }
+
+    /// Removes what has arrived and will not be used.
+    pub(crate) fn discard(&self) {
+        for (layer, draft) in self.0.try_iter().flatten() {
+            if let Err(error) = draft.map_or(Ok(()), Draft::discard) {
+                log::warn!(layer:% = layer.digest, error:%; "draft not removed");
+            }
+        }
+    }
 }

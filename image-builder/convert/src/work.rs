@@ -164,7 +164,12 @@ fn from_registry(
             .and_then(|reader| convert(store, reader, &layer, counters, &mut |_| {}));
         // Good or bad, another try would not need these bytes.
         draft.discard()?;
-        made?;
+        if let Err(error) = made {
+            // Above all on a full disk, layers that wait must not stay for nothing. One that is
+            // under way stays as a draft: another try goes on with it, or sweeps it.
+            arrivals.discard();
+            return Err(error);
+        }
     }
     Ok(())
 }

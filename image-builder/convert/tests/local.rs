@@ -177,6 +177,26 @@ fn what_is_no_image_is_refused_by_name() {
 }
 
 #[test]
+fn a_full_disk_is_said_with_what_to_do_and_nothing_half_made_stays() {
+    let (image, folder) = (Layout::new(), tempfile::tempdir().unwrap());
+    // A file system too small for the layers, in a mount namespace that ends with the command.
+    let script = r#"mount -t tmpfs -o size=1m tmpfs "$1" || exit 9
+        "$2" --store "$1" --layout "$3"; code=$?
+        find "$1/tmp" "$1/layers" "$1/images" -type f; exit $code"#;
+    let output = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-c", script, "sh"])
+        .arg(folder.path())
+        .arg(env!("CARGO_BIN_EXE_holdfast-convert"))
+        .arg(image.path())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("No space left") && stderr.contains("hint: free space"), "{stderr}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+}
+
+#[test]
 fn by_hand_it_prints_the_digest_and_lists_the_image() {
     let (image, store) = (Layout::new(), Store::new());
     let run = |arguments: &[&str]| {
