@@ -55,8 +55,41 @@ pub(super) fn collect(store: &Path, keep: &BTreeSet<Digest>) -> Result<GcReport,
 /// Whether more than `percent` of the file system that holds `folder` is in use. 0: never.
 pub(super) fn is_over(folder: &Path, percent: u8) -> std::io::Result<bool> {
     let stat = rustix::fs::statvfs(folder)?;
-    let used = stat.f_blocks.saturating_sub(stat.f_bfree);
-    // As `df` counts: what root alone may use is neither used nor free.
-    let usable = used.saturating_add(stat.f_bavail);
-    Ok(percent > 0 && used.saturating_mul(100) > usable.saturating_mul(percent.into()))
+    Ok(fill_is_over(stat.f_blocks.saturating_sub(stat.f_bfree), stat.f_bavail, percent))
+}
+
+/// As `df` counts: what root alone may use is neither used nor available.
+fn fill_is_over(used: u64, available: u64, percent: u8) -> bool {
+    let usable = used.saturating_add(available);
+    percent > 0 && used.saturating_mul(100) > usable.saturating_mul(percent.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_watermark_is_passed_above_its_percentage_and_never_when_it_is_off() {
+        let cases = [
+            (85, 15, 85, false),
+            (86, 14, 85, true),
+            (100, 0, 99, true),
+            (100, 0, 0, false),
+            (0, 0, 85, false),
+        ];
+        for (used, available, percent, over) in cases {
+            assert_eq!(
+                fill_is_over(used, available, percent),
+                over,
+                "{used} {available} {percent}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(is_over(folder.path(), 85).is_ok());
+        assert!(is_over(&folder.path().join("missing"), 85).is_err());
+    }
 }

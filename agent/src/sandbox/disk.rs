@@ -149,7 +149,9 @@ fn format(path: &Path, size: Mib) -> Result<(), DiskError> {
         .output()
         .map_err(failed("run mke2fs on", path))?;
     if output.status.success() {
-        return Ok(());
+        // A last group too small for its own tables is left out, and the file cut short by it.
+        let file = fs::OpenOptions::new().write(true).open(path).map_err(failed("open", path))?;
+        return file.set_len(size.bytes()).map_err(failed("size", path));
     }
     let stderr = String::from_utf8_lossy(&output.stderr).chars().take(500).collect::<String>();
     Err(DiskError::Format { stderr: stderr.trim().to_owned() })
