@@ -1,6 +1,7 @@
 //! Client of one registry: manifests by tag or digest, documents, and layers into drafts of the
 //! store. Blocking: one pull is one process with a thread that fetches.
 
+mod address;
 mod blob;
 mod challenge;
 mod patience;

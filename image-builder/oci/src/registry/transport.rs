@@ -2,7 +2,6 @@
 //! credentials, what is asked again.
 
 use std::{
-    net::IpAddr,
     sync::{Mutex, OnceLock, PoisonError},
     thread,
     time::Duration,
@@ -17,6 +16,7 @@ use serde::Deserialize;
 
 use super::{
     Credentials, RegistryOptions,
+    address::{host_and_port, host_of, is_inward, is_loopback},
     challenge::{self, Challenge},
     patience::{Patience, retry_after},
 };
@@ -290,36 +290,6 @@ impl Transport {
         let source = source.without_url();
         Error::Unreachable { host: self.host.clone(), what: what.to_owned(), source }
     }
-}
-
-fn host_and_port(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
-}
-
-/// `host[:port]` without the port.
-fn host_of(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => host,
-    }
-}
-
-fn address(host: &str) -> Option<IpAddr> {
-    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
-}
-
-fn is_loopback(host: &str) -> bool {
-    host.eq_ignore_ascii_case("localhost") || address(host).is_some_and(|a| a.is_loopback())
-}
-
-/// This machine, or what only this machine reaches (a cloud's metadata service).
-fn is_inward(host: &str) -> bool {
-    let link_local = |address| match address {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    };
-    is_loopback(host) || address(host).is_some_and(|a| a.is_unspecified() || link_local(a))
 }
 
 #[cfg(test)]
