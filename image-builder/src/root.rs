@@ -50,6 +50,48 @@ const PRUNED: &str = "boot/* home/* media/* srv/* tmp/* var/* etc/apt etc/dpkg e
     usr/sbin/xfs_scrub* usr/sbin/dpkg* usr/share/bug usr/share/debconf usr/share/dpkg \
     usr/share/gcc usr/share/gdb usr/share/icu usr/share/perl* usr/share/python* usr/share/zoneinfo";
 
+/// Of Debian's programs, those a release image keeps: what systemd, udev and the agent start, and
+/// no shell. Names below `usr/bin` and `usr/sbin`.
+const RELEASE_PROGRAMS: [&str; 37] = [
+    "blkid",
+    "dbus-broker",
+    "dbus-broker-launch",
+    "e2fsck",
+    "false",
+    "halt",
+    "init",
+    "insmod",
+    "ip",
+    "journalctl",
+    "kmod",
+    "mke2fs",
+    "mkfs.ext4",
+    "mkfs.xfs",
+    "modprobe",
+    "mount",
+    "networkctl",
+    "nft",
+    "poweroff",
+    "reboot",
+    "resize2fs",
+    "resolvectl",
+    "shutdown",
+    "ss",
+    "systemctl",
+    "systemd-cat",
+    "systemd-creds",
+    "systemd-detect-virt",
+    "systemd-escape",
+    "systemd-id128",
+    "systemd-notify",
+    "systemd-repart",
+    "systemd-tmpfiles",
+    "udevadm",
+    "umount",
+    "xfs_growfs",
+    "xfs_repair",
+];
+
 /// Our programs on the node.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Programs {
@@ -70,14 +112,33 @@ pub(crate) struct Programs {
 /// Debian's part of the root.
 pub(crate) fn ensure_base(cache: &Cache, sources: &Sources, variant: Variant) -> Result<PathBuf> {
     let kind = format!("{variant:?}");
-    let inputs = [&[RECIPE, PRUNED, &kind], &PACKAGES[..]].concat();
+    let inputs = [&[RECIPE, PRUNED, &kind], &PACKAGES[..], &RELEASE_PROGRAMS[..]].concat();
     cache.ensure("root", &inputs, |draft| {
         let tree = draft.join("tree");
         bootstrap(sources, "minbase", &PACKAGES, &tree)?;
-        let prune = format!("cd \"$1\" && rm -rf {PRUNED}");
+        // Nobody logs in on a node: a program that gives root to its caller serves no one.
+        let prune = format!(
+            "cd \"$1\" && rm -rf {PRUNED} && find . -perm /6000 -type f -exec chmod ug-s {{}} +"
+        );
         run(Command::new("sh").args(["-euc", &prune, "prune"]).arg(&tree))?;
+        if variant == Variant::Release {
+            for folder in ["usr/bin", "usr/sbin"] {
+                keep_only(&tree.join(folder), &RELEASE_PROGRAMS)?;
+            }
+        }
         Ok(())
     })
+}
+
+/// Removes all programs in `folder` but the named ones.
+fn keep_only(folder: &Path, names: &[&str]) -> Result<()> {
+    for entry in fs_err::read_dir(folder)? {
+        let entry = entry?;
+        if !names.contains(&&*entry.file_name().to_string_lossy()) {
+            fs_err::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// What one root tree is put together from.
@@ -193,6 +254,16 @@ mod tests {
         let text = os_release(debian, "0.1.0", "abc");
         assert!(text.contains("PRETTY_NAME=\"Holdfast 0.1.0 (Debian GNU/Linux 13 (trixie))\"\n"));
         assert!(text.contains("ID=holdfast\n") && text.contains("VERSION_CODENAME=trixie\n"));
+    }
+
+    #[test]
+    fn only_the_named_programs_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["init", "bash"] {
+            fs_err::write(folder.path().join(name), b"").unwrap();
+        }
+        keep_only(folder.path(), &RELEASE_PROGRAMS).unwrap();
+        assert!(folder.path().join("init").exists() && !folder.path().join("bash").exists());
     }
 
     #[test]
