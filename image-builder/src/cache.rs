@@ -27,7 +27,8 @@ impl Cache {
     }
 
     /// The entry `kind` made from `inputs`; `make` fills an empty folder when it is not there.
-    /// What an interrupted run left is removed: an entry is whole or absent.
+    /// Older entries of the kind go then. What an interrupted run left is removed: an entry is
+    /// whole or absent.
     pub(crate) fn ensure(
         &self,
         kind: &str,
@@ -45,11 +46,12 @@ impl Cache {
         fs_err::create_dir_all(&draft)?;
         make(&draft)?;
         fs_err::rename(&draft, &entry)?;
+        self.keep_only(kind, &entry)?;
         Ok(entry)
     }
 
-    /// Removes the entries of `kind` but this one.
-    pub(crate) fn keep_only(&self, kind: &str, kept: &Path) -> Result<()> {
+    /// Removes the entries of `kind` but this one: each is some hundred megabytes.
+    fn keep_only(&self, kind: &str, kept: &Path) -> Result<()> {
         for entry in fs_err::read_dir(&self.folder)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -97,12 +99,11 @@ mod tests {
     }
 
     #[test]
-    fn of_a_kind_only_the_kept_entry_stays() {
+    fn of_a_kind_only_the_newest_entry_stays() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::open(folder.path()).unwrap();
         let make = |kind: &str, input: &str| cache.ensure(kind, &[input], |_| Ok(())).unwrap();
-        let (old, new, other) = (make("images", "1"), make("images", "2"), make("root", "1"));
-        cache.keep_only("images", &new).unwrap();
+        let (old, other, new) = (make("images", "1"), make("root", "1"), make("images", "2"));
         assert_eq!([old.exists(), new.exists(), other.exists()], [false, true, true]);
     }
 

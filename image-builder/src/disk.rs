@@ -58,8 +58,6 @@ impl Disk<'_> {
             FILE_TIME,
             "-U",
             SEED,
-            "-x",
-            "1",
             &self.work.seen("root.erofs"),
             &self.work.seen("root"),
         ];

@@ -35,8 +35,6 @@ pub(crate) fn ensure(cache: &Cache, sources: &Sources, convert: &Path) -> Result
         ensure!(digest.starts_with("sha256:"), "the converter names no image: {digest:?}");
         drop_compressed(&store)
     })?;
-    // Every change of the converter makes another one.
-    cache.keep_only("images", &entry)?;
     Ok(entry.join("store"))
 }
 

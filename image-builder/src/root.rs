@@ -111,9 +111,12 @@ pub(crate) struct Programs {
 
 /// Debian's part of the root.
 pub(crate) fn ensure_base(cache: &Cache, sources: &Sources, variant: Variant) -> Result<PathBuf> {
-    let kind = format!("{variant:?}");
-    let inputs = [&[RECIPE, PRUNED, &kind], &PACKAGES[..], &RELEASE_PROGRAMS[..]].concat();
-    cache.ensure("root", &inputs, |draft| {
+    let kind = match variant {
+        Variant::Dev => "root-dev",
+        Variant::Release => "root-release",
+    };
+    let inputs = [&[RECIPE, PRUNED], &PACKAGES[..], &RELEASE_PROGRAMS[..]].concat();
+    cache.ensure(kind, &inputs, |draft| {
         let tree = draft.join("tree");
         bootstrap(sources, "minbase", &PACKAGES, &tree)?;
         // Nobody logs in on a node: a program that gives root to its caller serves no one.
