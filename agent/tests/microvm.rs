@@ -1,8 +1,11 @@
-//! Sandboxes in real microVMs: our VMM, kernel and PID 1, a busybox image, without the HTTP side.
+//! Sandboxes in real microVMs: our VMM, kernel and PID 1, a busybox image; in `api` over HTTP, else
+//! without.
 //! Needs KVM, cgroup v2, root, mke2fs; where there is none, `scripts/l1` runs it.
 //!
 //! Environment: `HOLDFAST_VMM`, `HOLDFAST_VMLINUX`, `HOLDFAST_INITRAMFS`, `HOLDFAST_BUSYBOX` (static).
 
+#[path = "microvm/api.rs"]
+mod api;
 #[path = "microvm/node.rs"]
 mod node;
 

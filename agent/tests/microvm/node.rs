@@ -57,23 +57,7 @@ impl Node {
 
     /// Starts an agent's parts in a folder, which an earlier one may have used.
     pub(crate) async fn start_in(folder: PathBuf) -> Self {
-        // The owner of the image store must be able to come here.
-        fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)).unwrap();
-        let program = |name: &str| PathBuf::from(std::env::var(name).unwrap());
-        let mut config = Config::default();
-        let name = folder.file_name().unwrap().to_str().unwrap();
-        config.paths.state = folder.join("state");
-        config.paths.run = folder.join("run");
-        config.paths.cgroups = format!("/sys/fs/cgroup/holdfast-{name}").into();
-        config.paths.baked_images = folder.join("baked");
-        config.paths.vmm = program("HOLDFAST_VMM");
-        config.paths.kernel = program("HOLDFAST_VMLINUX");
-        config.paths.initramfs = program("HOLDFAST_INITRAMFS");
-        config.capacity.host_memory_mib = 64;
-        fs::create_dir_all(&config.paths.state).unwrap();
-        if !config.paths.baked_images.exists() {
-            bake(&config.paths.baked_images, &program("HOLDFAST_BUSYBOX"));
-        }
+        let config = config_in(&folder);
         let store = Arc::new(Store::open(&config.paths.state.join("store.redb")).unwrap());
         let images = Images::start(&config, Arc::clone(&store)).await.unwrap();
         let parts = Parts { config: &config, store, images };
@@ -122,6 +106,28 @@ impl Node {
     }
 }
 
+/// The configuration of a node in `folder`, which has a public image `busybox` after this.
+pub(crate) fn config_in(folder: &Path) -> Config {
+    // The owner of the image store must be able to come here.
+    fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).unwrap();
+    let program = |name: &str| PathBuf::from(std::env::var(name).unwrap());
+    let mut config = Config::default();
+    let name = folder.file_name().unwrap().to_str().unwrap();
+    config.paths.state = folder.join("state");
+    config.paths.run = folder.join("run");
+    config.paths.cgroups = format!("/sys/fs/cgroup/holdfast-{name}").into();
+    config.paths.baked_images = folder.join("baked");
+    config.paths.vmm = program("HOLDFAST_VMM");
+    config.paths.kernel = program("HOLDFAST_VMLINUX");
+    config.paths.initramfs = program("HOLDFAST_INITRAMFS");
+    config.capacity.host_memory_mib = 64;
+    fs::create_dir_all(&config.paths.state).unwrap();
+    if !config.paths.baked_images.exists() {
+        bake(&config.paths.baked_images, &program("HOLDFAST_BUSYBOX"));
+    }
+    config
+}
+
 /// Makes a store with one public image: busybox and its names.
 fn bake(store: &Path, busybox: &Path) {
     let mut layer = tar::Builder::new(Vec::new());
@@ -138,7 +144,7 @@ fn bake(store: &Path, busybox: &Path) {
     layer.append_data(&mut header, "bin/busybox", program.as_slice()).unwrap();
     header.set_entry_type(tar::EntryType::Symlink);
     header.set_size(0);
-    for name in ["sh", "cat", "hostname", "echo", "sleep", "true"] {
+    for name in ["sh", "cat", "hostname", "echo", "sleep", "true", "head", "stat", "wc", "yes"] {
         layer.append_link(&mut header, format!("bin/{name}"), "busybox").unwrap();
     }
     let layer = layer.into_inner().unwrap();
