@@ -39,7 +39,6 @@ pub(crate) fn read_at_volatile<B: BitmapSlice>(
     let offset = i64::try_from(offset)
         .map_err(|_| VolatileMemoryError::Overflow { base: usize::MAX, offset: slice.len() })?;
     let guard = slice.ptr_guard_mut();
-    prefer_huge_pages(guard.as_ptr(), slice.len());
     // SAFETY: the guard keeps `slice.len()` bytes of the guest's mapping valid for the whole call,
     // and guest memory is only ever accessed as volatile bytes, so the kernel may write there.
     let count =
@@ -53,18 +52,18 @@ pub(crate) fn read_at_volatile<B: BitmapSlice>(
     }
 }
 
-/// Asks for huge pages where a large piece of guest memory is about to be filled whole: fewer
-/// faults for us now and for the guest later. Elsewhere they would only cost memory.
-fn prefer_huge_pages(start: *mut u8, length: usize) {
-    const HUGE_PAGE_BYTES: usize = 2 << 20;
-    let skipped = start.align_offset(HUGE_PAGE_BYTES);
-    let pages = length.saturating_sub(skipped) / HUGE_PAGE_BYTES;
-    if pages > 0 {
-        let first = start.wrapping_add(skipped);
-        // SAFETY: the range lies within the caller's, which is mapped and belongs to the guest;
-        // the advice changes no byte of it. A host without huge pages for shared memory refuses
-        // or ignores it, and loses only time.
-        unsafe { libc::madvise(first.cast(), pages * HUGE_PAGE_BYTES, libc::MADV_HUGEPAGE) };
+/// Asks for huge pages under the part of `memory` from `start` to `end`. Only advice: what is not
+/// memory is passed over, and a host without huge pages for shared memory ignores it.
+pub(crate) fn prefer_huge_pages(memory: &Memory, start: u64, end: u64) {
+    for region in memory.iter() {
+        let first = start.max(region.start_addr().0);
+        let last = end.min(region.start_addr().0 + region.len());
+        let Ok(host) = memory.get_host_address(GuestAddress(first)) else { continue };
+        if let Ok(length) = usize::try_from(last.saturating_sub(first)) {
+            // SAFETY: the range lies within one mapping that `memory` owns (first and last are cut
+            // to the region's); the advice changes no byte of it.
+            unsafe { libc::madvise(host.cast(), length, libc::MADV_HUGEPAGE) };
+        }
     }
 }
 
