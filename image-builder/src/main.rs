@@ -35,6 +35,9 @@ struct Args {
     /// Folder laid over the Debian root as it is
     #[arg(long)]
     files: PathBuf,
+    /// Folder laid over that in the dev variant
+    #[arg(long)]
+    dev_files: PathBuf,
     /// The host's nftables ruleset
     #[arg(long)]
     ruleset: PathBuf,

@@ -161,7 +161,10 @@ impl Staging<'_> {
         link(&self.base.join("tree"), &tree)?;
         fs_err::create_dir_all(tree.join("usr/lib/modules"))?;
         link(&self.kernel.modules, &tree.join("usr/lib/modules").join(&self.kernel.release))?;
-        self.lay_files(&tree)?;
+        lay_over(&tree, &self.args.files)?;
+        if self.args.variant == Variant::Dev {
+            lay_over(&tree, &self.args.dev_files)?;
+        }
 
         let programs = &self.args.programs;
         for (from, to) in [
@@ -189,17 +192,6 @@ impl Staging<'_> {
         self.name_it(&tree)
     }
 
-    /// Lays the files folder over the tree, everything owned by root.
-    fn lay_files(&self, tree: &Path) -> Result<()> {
-        let mut from = self.args.files.clone().into_os_string();
-        from.push("/.");
-        run(Command::new("cp")
-            .args(["--recursive", "--no-dereference", "--remove-destination", "--preserve=links"])
-            .arg(from)
-            .arg(tree))?;
-        Ok(())
-    }
-
     /// `os-release` says what runs here and which Debian it is made of.
     fn name_it(&self, tree: &Path) -> Result<()> {
         let path = tree.join("usr/lib/os-release");
@@ -209,6 +201,17 @@ impl Staging<'_> {
         fs_err::write(&path, os_release(&debian, env!("CARGO_PKG_VERSION"), &build))?;
         Ok(())
     }
+}
+
+/// Copies `files` over the tree, everything owned by root.
+fn lay_over(tree: &Path, files: &Path) -> Result<()> {
+    let mut from = files.to_owned().into_os_string();
+    from.push("/.");
+    run(Command::new("cp")
+        .args(["--recursive", "--no-dereference", "--remove-destination", "--preserve=links"])
+        .arg(from)
+        .arg(tree))?;
+    Ok(())
 }
 
 /// Which build this is: the digest of the agent, the VMM, Debian's release and the kernel's.
