@@ -161,7 +161,9 @@ async fn spool(app: &App, body: Body) -> Result<fs_err::File, Problem> {
     let mut body = body::reader(body, Mib(app.config.limits.archive_mib_max).bytes());
     // A copy fails by the body or by the disk; the body's error says that it is one.
     copy(&mut body, &mut file).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::StorageFull => internal(error),
+        std::io::ErrorKind::StorageFull => {
+            Problem::new(Code::NoCapacity, "the node has no space for the archive", HINT)
+        }
         _ => Problem::of_body(&error),
     })?;
     file.flush().await.map_err(internal)?;

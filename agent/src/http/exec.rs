@@ -282,3 +282,62 @@ fn lost(problem: &Problem) -> Bytes {
     let stderr = format!("holdfast: {}\n", problem.message);
     result(&ExecuteResult { exit_code: EXIT_CODE_LOST, stdout: String::new(), stderr })
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::to_bytes;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::http::calls::Calls;
+
+    const LONG: Duration = Duration::from_secs(100);
+
+    /// The answer of a call that ends with `outcome` after all patience is over, as it is read.
+    async fn read_late(outcome: Outcome) -> (u16, String) {
+        let (calls, call) = (Calls::default(), Call::anonymous());
+        call.is_running();
+        let waiting = tokio::spawn(wait(call.watch()));
+        sleep(LONG).await;
+        let response = waiting.await.unwrap().unwrap();
+        let status = response.status().as_u16();
+        let body = tokio::spawn(to_bytes(response.into_body(), usize::MAX));
+        sleep(LONG).await;
+        calls.answer(None, &call, outcome, Instant::now());
+        (status, String::from_utf8(body.await.unwrap().unwrap().to_vec()).unwrap())
+    }
+
+    fn problem() -> Problem {
+        Problem::new(Code::GuestNotAnswering, "the guest is gone", "look")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_waits_gets_spaces_and_then_the_answer() {
+        let answer = read_late(Ok(Bytes::from_static(b"{}"))).await;
+        assert_eq!(answer, (200, "   {}".to_owned()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_after_the_status_is_told_by_exit_code_and_stderr() {
+        let (status, body) = read_late(Err(problem())).await;
+        let result: ExecuteResult = serde_json::from_str(&body).unwrap();
+        assert_eq!((status, result.exit_code), (200, EXIT_CODE_LOST));
+        assert_eq!(result.stderr, "holdfast: the guest is gone\n");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_command_that_could_not_begin_has_the_status_of_its_error_however_late() {
+        let (calls, call) = (Calls::default(), Call::anonymous());
+        let waiting = tokio::spawn(wait(call.watch()));
+        sleep(LONG).await;
+        calls.give_up(None, &call, problem());
+        assert_eq!(waiting.await.unwrap().unwrap_err(), problem());
+    }
+
+    #[test]
+    fn an_answer_too_long_for_the_store_is_remembered_as_one_that_was_given() {
+        let long = Bytes::from(vec![b' '; STORED_BYTES_MAX + 1]);
+        assert_eq!(stored(&Ok(long)).status, 409);
+        assert_eq!(stored(&Ok(Bytes::from_static(b"{}"))).status, 200);
+    }
+}

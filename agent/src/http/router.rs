@@ -107,17 +107,19 @@ fn own() -> Router<Arc<App>> {
         .route(&at("images:import"), put(disk_images::import))
 }
 
+const HINT: &str = "docs/api.md lists what is served";
+
 async fn not_yet(method: Method, uri: Uri) -> Result<Response, Problem> {
     let message = format!("{method} {} is not carried out by this node yet", uri.path());
-    Err(Problem::new(Code::UnsupportedOperation, message, "see the README for what is served"))
+    Err(Problem::new(Code::UnsupportedOperation, message, HINT))
 }
 
 async fn no_route(uri: Uri) -> Problem {
     let message = format!("there is nothing at {}", shortened(uri.path()));
-    Problem::new(Code::RouteNotFound, message, "see the README for what is served")
+    Problem::new(Code::RouteNotFound, message, HINT)
 }
 
 async fn no_method(method: Method, uri: Uri) -> Problem {
     let message = format!("{} does not take {method}", shortened(uri.path()));
-    Problem::new(Code::MethodNotAllowed, message, "see the README for what is served")
+    Problem::new(Code::MethodNotAllowed, message, HINT)
 }

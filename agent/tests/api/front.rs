@@ -149,6 +149,47 @@ async fn clients_that_say_nothing_keep_nobody_else_from_being_served() {
     assert_eq!(server.get(path::NODE).await.status, 200);
 }
 
+/// A TLS connection that has sent `bytes`.
+async fn connection(server: &Server, bytes: &[u8]) -> tokio_rustls::client::TlsStream<TcpStream> {
+    use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(server.ca_pem().as_bytes()).unwrap()).unwrap();
+    let config =
+        rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    let tcp = TcpStream::connect(server.host()).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut stream = connector.connect(name, tcp).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    stream.flush().await.unwrap();
+    stream
+}
+
+/// What the server says until it closes, and how long that takes.
+async fn rest(mut stream: tokio_rustls::client::TlsStream<TcpStream>) -> (String, Duration) {
+    let (began, mut said) = (Instant::now(), Vec::new());
+    // A close without TLS's own goodbye is one too.
+    let _ = stream.read_to_end(&mut said).await;
+    (String::from_utf8(said).unwrap(), began.elapsed())
+}
+
+#[tokio::test]
+async fn a_client_that_stops_in_the_middle_or_stays_after_it_is_cut_off_in_time() {
+    let server = Server::start().await;
+    let head = format!(
+        "PUT {} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9\r\n\r\n{{",
+        sandboxes()
+    );
+    let half_head = connection(&server, &head.as_bytes()[..60]).await;
+    let half_body = connection(&server, head.as_bytes()).await;
+    let idle = connection(&server, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    let (half_head, half_body, idle) = tokio::join!(rest(half_head), rest(half_body), rest(idle));
+    let limit = Duration::from_secs(75);
+    assert!(half_head.1 < limit, "{half_head:?}");
+    assert!(half_body.1 < limit && half_body.0.contains("BodyTimedOut"), "{half_body:?}");
+    assert!(idle.1 < limit && idle.0.ends_with("ok\n"), "{idle:?}");
+}
+
 #[tokio::test]
 async fn plain_http_is_not_spoken() {
     let server = Server::start().await;
