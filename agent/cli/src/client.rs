@@ -57,6 +57,11 @@ impl Client {
         read(self.send(self.request(Method::GET, path)?).await?).await
     }
 
+    /// A GET whose status is all there is to know.
+    pub(crate) async fn check(&self, path: &str) -> Result<(), CliError> {
+        self.send(self.request(Method::GET, path)?).await.map(|_| ())
+    }
+
     /// A list, all its pages.
     pub(crate) async fn get_all<T: DeserializeOwned>(
         &self,

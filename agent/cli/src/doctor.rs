@@ -49,7 +49,7 @@ async fn examine(target: &Target, checks: &mut Vec<Check>) -> Result<(), (&'stat
     pass("connection", format!("{host} port {port}"));
 
     let client = Client::new(target).map_err(at("tls"))?;
-    let _: serde_json::Value = client.get(path::READYZ).await.map_err(at("tls"))?;
+    client.check(path::READYZ).await.map_err(at("tls"))?;
     let ca =
         target.ca.as_ref().map_or("the system's CAs".to_owned(), |ca| ca.display().to_string());
     pass("tls", format!("trusted by {ca}"));

@@ -12,13 +12,6 @@ pub(crate) const HIGH_RAM_START: u64 = 0x1_0000_0000;
 pub(crate) const CONVENTIONAL_END: u64 = 0xa_0000;
 pub(crate) const BIOS_END: u64 = 0x10_0000;
 
-/// Where kernels are linked to lie unless someone chose otherwise. Only used for advice.
-pub(crate) const USUAL_KERNEL_START: u64 = 16 << 20;
-/// A kernel describes each page of 4096 bytes in 64: one byte in so many of RAM.
-pub(crate) const RAM_PER_PAGE_DESCRIPTORS: u64 = 64;
-/// What else a kernel takes before it has an allocator: per-CPU areas, hash tables. Measured.
-pub(crate) const EARLY_ALLOCATION_BYTES: u64 = 4 << 20;
-
 /// `hvm_start_info`, its list of modules and its memory map share one page.
 pub(crate) const START_INFO: u64 = 0x6000;
 pub(crate) const MODULE_LIST: u64 = 0x6100;

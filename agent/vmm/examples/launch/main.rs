@@ -18,7 +18,9 @@ use holdfast_wire::vmm::{Event, Reply, ToVmm};
 use vmm::{DiskFiles, Launch, Vmm};
 
 /// How often the serial log is looked at. Short against a boot, long against a look.
-const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+/// VM exits of all machines that run now, as the kernel counts them.
+const EXITS: &str = "/sys/kernel/debug/kvm/exits";
 
 #[derive(Debug, Parser)]
 #[command(about = "Start one microVM without an agent")]
@@ -144,6 +146,9 @@ fn tell(vmm: &mut Vmm, started: Instant, out: &mut impl Write) -> Result<()> {
     let overhead_kib = vmm.overhead_kib()?;
     let Reply::Stats(stats) = vmm.ask(&ToVmm::Stats)? else { bail!("no statistics") };
     writeln!(out, "wall_us: {}", wall.as_micros())?;
+    if let Ok(exits) = fs_err::read_to_string(EXITS) {
+        writeln!(out, "kvm_exits: {}", exits.trim())?;
+    }
     writeln!(out, "exits_mmio: {}", stats.exits.mmio)?;
     writeln!(out, "exits_port_io: {}", stats.exits.port_io)?;
     writeln!(out, "exits_other: {}", stats.exits.other)?;

@@ -69,13 +69,6 @@ fn place(bytes: u64, floor: u64, ceiling: u64) -> Option<u64> {
     (start >= floor).then_some(start)
 }
 
-pub(super) fn length_of(file: &OwnedFd, what: &'static str) -> Result<u64, BootError> {
-    let status = rustix::fs::fstat(file);
-    let status = status.map_err(|source| BootError::Length { what, source: source.into() })?;
-    // Negative lengths are not for files.
-    Ok(u64::try_from(status.st_size).unwrap_or(0))
-}
-
 /// A file read by position only.
 struct Positioned {
     file: fs_err::File,

@@ -7,7 +7,7 @@ mod start_info;
 
 use std::os::fd::OwnedFd;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::{devices::Window, layout, sys, vm::Memory};
 
@@ -52,7 +52,7 @@ pub(crate) fn load(
     windows: &[Window],
     memory: &Memory,
 ) -> Result<u64, BootError> {
-    prefer_huge_pages(&sources, memory)?;
+    sys::prefer_huge_pages(memory);
     let kernel = kernel::load(sources.kernel, memory)?;
     let initramfs = kernel::load_initramfs(
         sources.initramfs,
@@ -68,21 +68,6 @@ pub(crate) fn load(
         .map_err(|error| BootError::Random(std::io::Error::other(error.to_string())))?;
     put(memory, "generation id", layout::GENERATION_ID, &generation)?;
     Ok(kernel.entry)
-}
-
-/// Where every boot writes all pages, huge ones save thousands of faults and waste nothing: under
-/// the kernel, and at the end of memory, whence the kernel takes its page descriptors and first tables.
-fn prefer_huge_pages(sources: &Sources, memory: &Memory) -> Result<(), BootError> {
-    let kernel_bytes = kernel::length_of(&sources.kernel, "kernel")?;
-    let start = layout::USUAL_KERNEL_START;
-    sys::prefer_huge_pages(memory, start, start + kernel_bytes);
-    let end = memory.last_addr().0 + 1;
-    let descriptors = sources.memory_bytes / layout::RAM_PER_PAGE_DESCRIPTORS;
-    // Where there is but one part of RAM, the initramfs lies above them.
-    let initramfs = kernel::length_of(&sources.initramfs, "initramfs")?;
-    let taken = descriptors + initramfs + layout::EARLY_ALLOCATION_BYTES;
-    sys::prefer_huge_pages(memory, end.saturating_sub(taken), end);
-    Ok(())
 }
 
 fn put(memory: &Memory, what: &'static str, address: u64, bytes: &[u8]) -> Result<(), BootError> {
