@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
     /// What the list says of the image
     #[arg(long, requires = "public", default_value = "")]
     description: String,
-    /// Registry (host[:port]) that may be spoken to over plain http; may be given several times
+    /// Registry (`host[:port]`) that may be spoken to over plain http; may be given several times
     #[arg(long, value_name = "HOST")]
     pub(crate) plain_http: Vec<String>,
     /// Certificates (PEM) to trust besides those of the system
@@ -55,7 +55,7 @@ pub(crate) struct SourceArguments {
     /// OCI or docker archive (plain tar)
     #[arg(long, value_name = "FILE")]
     pub(crate) archive: Option<PathBuf>,
-    /// Image in a registry: host[:port]/name[:tag][@digest]
+    /// Image in a registry: `host[:port]/name[:tag][@digest]`
     #[arg(long, value_name = "REFERENCE")]
     pub(crate) registry: Option<String>,
 }
