@@ -2,7 +2,7 @@
 //! layer, and one small EROFS of metadata per image whose inodes point into the blobs. The VMM
 //! shows `metadata ++ blob0 ++ blob1 …` as one disk.
 //!
-//! [`hold`] the store, [`convert_layer`] each layer, then [`assemble`] the image. Nothing here
+//! [`hold`] the store, [`convert_layer`] each layer, then [`assemble()`] the image. Nothing here
 //! fetches anything: bytes come in through `Read`, and every one of them is distrusted.
 #![forbid(unsafe_code)]
 

@@ -89,9 +89,9 @@ fn disk(text: &str) -> DiskFiles {
 
 fn main() -> Result<ExitCode> {
     let options = Options::parse();
-    let started = Instant::now();
-    let limit = started + Duration::from_secs(options.timeout_s);
     let mut vmm = options.launch()?.start()?;
+    let started = vmm.started;
+    let limit = started + Duration::from_secs(options.timeout_s);
     let greeted = started.elapsed();
     let mut out = io::stdout().lock();
     writeln!(out, "[vmm pid {}]", vmm.pid())?;

@@ -9,7 +9,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -58,6 +58,8 @@ pub(crate) struct Vmm {
     child: Child,
     pub(crate) control: UnixStream,
     events: VecDeque<Event>,
+    /// When its program was started: what was made ready for it before is not its time.
+    pub(crate) started: Instant,
     folder: TempDir,
 }
 
@@ -71,12 +73,13 @@ impl Launch {
         let mut command = Command::new(&self.vmm);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         sys::place_fd(&mut command, config_fd.as_raw_fd(), CONFIG_FD);
+        let started = Instant::now();
         let child =
             command.spawn().with_context(|| format!("cannot start {}", self.vmm.display()))?;
         drop(passed);
         let control = UnixStream::connect(control_path(folder.path()))?;
         control.set_read_timeout(Some(ANSWER_LIMIT))?;
-        let mut vmm = Vmm { child, control, events: VecDeque::new(), folder };
+        let mut vmm = Vmm { child, control, events: VecDeque::new(), started, folder };
         match vmm.ask(&ToVmm::Hello { version: WIRE_VERSION })? {
             Reply::Hello { .. } => Ok(vmm),
             other => bail!("Hello was answered by {other:?}"),
