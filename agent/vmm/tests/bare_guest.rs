@@ -44,6 +44,7 @@ fn waiting_with(kernel: &[u8], change: impl FnOnce(&mut Launch)) -> Vmm {
         vcpus: 1,
         disks: Vec::new(),
         serial_bytes_max: 1 << 20,
+        stream_serial: false,
     };
     change(&mut launch);
     launch.start().unwrap()

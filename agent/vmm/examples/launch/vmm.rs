@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    io::{self, Write},
+    io::{self, PipeReader, Write},
     os::{
         fd::{AsRawFd, OwnedFd, RawFd},
         unix::net::{UnixListener, UnixStream},
@@ -51,6 +51,8 @@ pub(crate) struct Launch {
     pub(crate) vcpus: u8,
     pub(crate) disks: Vec<DiskFiles>,
     pub(crate) serial_bytes_max: u64,
+    /// Serial output goes to [`Vmm::serial_stream`] instead of the log.
+    pub(crate) stream_serial: bool,
 }
 
 /// A VMM that was started. Killed when dropped.
@@ -60,6 +62,8 @@ pub(crate) struct Vmm {
     events: VecDeque<Event>,
     /// When its program was started: what was made ready for it before is not its time.
     pub(crate) started: Instant,
+    /// Ends with the VMM.
+    pub(crate) serial_stream: Option<PipeReader>,
     folder: TempDir,
 }
 
@@ -68,7 +72,8 @@ impl Launch {
     pub(crate) fn start(&self) -> Result<Vmm> {
         let folder = tempfile::tempdir()?;
         let mut passed = Vec::new();
-        let config = self.config(folder.path(), &mut passed)?;
+        let (serial, serial_stream) = self.serial(folder.path())?;
+        let config = self.config(folder.path(), serial, &mut passed)?;
         let config_fd = config_file(&config)?;
         let mut command = Command::new(&self.vmm);
         command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -79,15 +84,26 @@ impl Launch {
         drop(passed);
         let control = UnixStream::connect(control_path(folder.path()))?;
         control.set_read_timeout(Some(ANSWER_LIMIT))?;
-        let mut vmm = Vmm { child, control, events: VecDeque::new(), started, folder };
+        let mut vmm =
+            Vmm { child, control, events: VecDeque::new(), started, serial_stream, folder };
         match vmm.ask(&ToVmm::Hello { version: WIRE_VERSION })? {
             Reply::Hello { .. } => Ok(vmm),
             other => bail!("Hello was answered by {other:?}"),
         }
     }
 
+    /// Where the guest's output goes, and where it comes out if it is streamed.
+    fn serial(&self, folder: &Path) -> Result<(OwnedFd, Option<PipeReader>)> {
+        if self.stream_serial {
+            let (reader, writer) = io::pipe()?;
+            return Ok((writer.into(), Some(reader)));
+        }
+        let log = OpenOptions::new().create(true).append(true).open(serial_path(folder))?;
+        Ok((log.into_parts().0.into(), None))
+    }
+
     /// Opens everything and names it by number; `passed` keeps it open until the start.
-    fn config(&self, folder: &Path, passed: &mut Vec<OwnedFd>) -> Result<Config> {
+    fn config(&self, folder: &Path, serial: OwnedFd, passed: &mut Vec<OwnedFd>) -> Result<Config> {
         let memory = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
         ftruncate(&memory, u64::from(self.memory_mib) << 20)?;
         let mut pass = |fd: OwnedFd| -> Result<RawFd> {
@@ -99,7 +115,6 @@ impl Launch {
         };
         let empty = || Ok(memfd_create("no-initramfs", MemfdFlags::CLOEXEC)?);
         let initramfs = self.initramfs.as_deref().map_or_else(empty, open)?;
-        let log = OpenOptions::new().create(true).append(true).open(serial_path(folder))?;
         let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm")?;
         let mut disks = Vec::new();
         for (index, disk) in self.disks.iter().enumerate() {
@@ -123,10 +138,7 @@ impl Launch {
             command_line: self.command_line.clone(),
             control_fd: pass(UnixListener::bind(control_path(folder))?.into())?,
             vsock_fd: pass(UnixListener::bind(vsock_path(folder))?.into())?,
-            serial: Serial {
-                log_fd: pass(log.into_parts().0.into())?,
-                bytes_max: self.serial_bytes_max,
-            },
+            serial: Serial { log_fd: pass(serial)?, bytes_max: self.serial_bytes_max },
             disks,
         })
     }

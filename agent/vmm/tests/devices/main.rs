@@ -199,6 +199,7 @@ impl Files {
                 disk(&["scratch"], false),
             ],
             serial_bytes_max: 1 << 20,
+            stream_serial: false,
         }
     }
 

@@ -37,6 +37,7 @@ fn booted(end: End, change: impl FnOnce(&mut Launch)) -> Vmm {
         vcpus: 1,
         disks: Vec::new(),
         serial_bytes_max: 1 << 20,
+        stream_serial: false,
     };
     change(&mut launch);
     let mut vmm = launch.start().unwrap();
