@@ -8,7 +8,7 @@ use std::{
 };
 
 use holdfast_wire::vmm::{Config, Phase, Stats};
-use log::info;
+use log::{error, info};
 
 use crate::{
     boot::{self, BootError, Sources},
@@ -203,10 +203,15 @@ impl Machine {
     }
 
     /// Ends the vCPUs' threads, then drains the devices: afterwards nothing touches memory, disks
-    /// or logs.
+    /// or logs. A vCPU that does not come is left behind, for the process ends anyway.
     pub(crate) fn stop(&mut self) {
-        self.around.gate.dismiss();
+        let gate = &self.around.gate;
+        gate.dismiss();
         self.vcpus.iter().for_each(RunningVcpu::kick);
+        if !gate.await_left(self.vcpus.len(), STOP_LIMIT) {
+            error!("vCPUs did not stop; devices are not drained");
+            return;
+        }
         self.vcpus.drain(..).for_each(RunningVcpu::join);
         self.around.bus.devices.pause();
         self.around.bus.flush_serial();

@@ -26,6 +26,8 @@ struct Inside {
     order: Order,
     /// vCPUs standing at the gate.
     waiting: usize,
+    /// vCPUs sent out of their threads.
+    left: usize,
 }
 
 #[derive(Debug)]
@@ -37,7 +39,7 @@ pub(crate) struct Gate {
 impl Gate {
     /// An open gate.
     pub(crate) fn new() -> Self {
-        let inside = Inside { order: Order::Run, waiting: 0 };
+        let inside = Inside { order: Order::Run, waiting: 0, left: 0 };
         Self { inside: Mutex::new(inside), changed: Condvar::new() }
     }
 
@@ -51,7 +53,25 @@ impl Gate {
             inside = self.changed.wait(inside).unwrap_or_else(PoisonError::into_inner);
         }
         inside.waiting -= 1;
-        if inside.order == Order::Leave { Pass::Leave } else { Pass::Run { waited } }
+        if inside.order != Order::Leave {
+            return Pass::Run { waited };
+        }
+        inside.left += 1;
+        self.changed.notify_all();
+        Pass::Leave
+    }
+
+    /// Called by a vCPU's thread that ended the microVM: stands at the gate, whatever its order,
+    /// until it is dismissed.
+    pub(crate) fn await_dismissal(&self) {
+        let mut inside = self.lock();
+        inside.waiting += 1;
+        self.changed.notify_all();
+        let dismissed = self.changed.wait_while(inside, |inside| inside.order != Order::Leave);
+        inside = dismissed.unwrap_or_else(PoisonError::into_inner);
+        inside.waiting -= 1;
+        inside.left += 1;
+        self.changed.notify_all();
     }
 
     /// Closes the gate. Whoever is in the guest must then be fetched out of it.
@@ -70,10 +90,18 @@ impl Gate {
 
     /// Waits until `count` vCPUs stand at the closed gate; false when they do not within `limit`.
     pub(crate) fn await_all(&self, count: usize, limit: Duration) -> bool {
-        let inside = self.lock();
-        let all = self.changed.wait_timeout_while(inside, limit, |inside| inside.waiting < count);
-        let (inside, _) = all.unwrap_or_else(PoisonError::into_inner);
-        inside.waiting >= count
+        self.await_that(limit, |inside| inside.waiting >= count)
+    }
+
+    /// Waits until `count` vCPUs have left; false when they do not within `limit`.
+    pub(crate) fn await_left(&self, count: usize, limit: Duration) -> bool {
+        self.await_that(limit, |inside| inside.left >= count)
+    }
+
+    fn await_that(&self, limit: Duration, holds: impl Fn(&Inside) -> bool) -> bool {
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, |inside| !holds(inside));
+        let (inside, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        holds(&inside)
     }
 
     fn order(&self, order: Order) {
@@ -129,7 +157,25 @@ mod tests {
         assert!(gate.await_all(1, LONG));
         gate.dismiss();
         assert_eq!(waiting.join().unwrap(), Pass::Leave);
+        assert!(!gate.await_left(2, Duration::from_millis(1)));
         assert_eq!(gate.pass(), Pass::Leave);
+        assert!(gate.await_left(2, LONG));
+    }
+
+    #[test]
+    fn who_awaits_dismissal_counts_as_waiting_and_an_opened_gate_does_not_let_it_go() {
+        let gate = Arc::new(Gate::new());
+        let ended = thread::spawn({
+            let gate = Arc::clone(&gate);
+            move || gate.await_dismissal()
+        });
+        gate.close();
+        assert!(gate.await_all(1, LONG));
+        gate.open();
+        assert!(!gate.await_left(1, Duration::from_millis(5)));
+        gate.dismiss();
+        assert!(gate.await_left(1, LONG));
+        ended.join().unwrap();
     }
 
     #[test]

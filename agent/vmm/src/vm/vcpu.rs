@@ -107,10 +107,7 @@ impl Vcpu {
                 }
                 Next::End(exit) => {
                     around.events.send(Event::Ended(exit));
-                    // The control thread dismisses all vCPUs; until then this one must not run.
-                    while around.gate.pass() != Pass::Leave {
-                        thread::park_timeout(std::time::Duration::from_millis(1));
-                    }
+                    around.gate.await_dismissal();
                     return;
                 }
             }

@@ -1,6 +1,6 @@
 //! The guest's side: this same program, run inside the microVM by `init`.
 
-#[path = "vsock_sys.rs"]
+#[path = "vsock/sys.rs"]
 mod sys;
 
 use std::{
