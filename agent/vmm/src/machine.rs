@@ -8,6 +8,7 @@ use std::{
 };
 
 use holdfast_wire::vmm::{Config, Phase, Stats};
+use kvm_ioctls::VcpuFd;
 use log::{error, info};
 
 use crate::{
@@ -148,11 +149,9 @@ impl Machine {
         let vcpus = self.vm.vcpus(count, entry)?;
         // Held back until all threads are there: when one cannot be had, none has run.
         self.around.gate.close();
-        for (index, fd) in (0u8..).zip(vcpus) {
-            let around = Arc::clone(&self.around);
-            let running = RunningVcpu::start(index, fd, around)
-                .map_err(|source| MachineError::Thread { index: index.into(), source })?;
-            self.vcpus.push(running);
+        if let Err(error) = self.start_threads(vcpus) {
+            self.stop();
+            return Err(error);
         }
         self.around.gate.open();
         info!(
@@ -161,6 +160,16 @@ impl Machine {
             vcpus = count;
             "vCPUs started"
         );
+        Ok(())
+    }
+
+    fn start_threads(&mut self, vcpus: Vec<VcpuFd>) -> Result<(), MachineError> {
+        for (index, fd) in (0u8..).zip(vcpus) {
+            let around = Arc::clone(&self.around);
+            let running = RunningVcpu::start(index, fd, around)
+                .map_err(|source| MachineError::Thread { index: index.into(), source })?;
+            self.vcpus.push(running);
+        }
         Ok(())
     }
 

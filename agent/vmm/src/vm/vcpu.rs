@@ -93,6 +93,9 @@ enum Next {
 
 impl Vcpu {
     fn run(mut self, around: &Surroundings) {
+        if around.gate.pass() == Pass::Leave {
+            return;
+        }
         loop {
             match self.step(&around.bus) {
                 Next::Run => {}
