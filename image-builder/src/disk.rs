@@ -49,7 +49,7 @@ impl Disk<'_> {
     fn root_image(&self) -> Result<()> {
         let compression = match self.variant {
             Variant::Dev => "-zlz4",
-            Variant::Release => "-zzstd,level=15",
+            Variant::Release => "-zzstd,level=6",
         };
         let args = [
             "--quiet",
