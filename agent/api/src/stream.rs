@@ -34,7 +34,7 @@ pub enum Command {
     Argv(Vec<String>),
     /// Run by `/bin/sh -c`.
     Shell(String),
-    /// The image's entrypoint followed by these.
+    /// The image's entrypoint followed by these, or by the image's cmd if there are none.
     Entrypoint(Vec<String>),
 }
 

@@ -28,34 +28,46 @@ pub(super) async fn disk_image_overrides(node: &Node, record: &SandboxRecord) ->
     }
 }
 
-/// Merges them. Whoever names an entrypoint of its own drops the cmd from below it, as with other
-/// container tools: arguments of one program make no sense for another.
+/// Merges them. A sandbox whose own entrypoint and cmd are both empty starts nothing; a command run
+/// later by the image's entrypoint still finds the one below.
 pub(super) fn start(record: &SandboxRecord, image: &Settings, disk: &Overrides) -> Start {
     let spec = &record.spec;
-    let levels = [
-        (Some(&image.entrypoint), Some(&image.cmd)),
-        (disk.entrypoint.as_ref(), disk.cmd.as_ref()),
-        (spec.entrypoint.as_ref(), spec.cmd.as_ref()),
-    ];
-    let (mut entrypoint, mut cmd) = (Vec::new(), Vec::new());
-    for (own_entrypoint, own_cmd) in levels {
-        if let Some(own) = own_entrypoint {
-            entrypoint = own.clone();
-            cmd = Vec::new();
-        }
-        if let Some(own) = own_cmd {
-            cmd = own.clone();
-        }
-    }
-    let argv = entrypoint.iter().chain(&cmd).cloned().collect();
+    let below = Program::default()
+        .overridden(Some(&image.entrypoint), Some(&image.cmd))
+        .overridden(disk.entrypoint.as_ref(), disk.cmd.as_ref());
+    let started = below.clone().overridden(spec.entrypoint.as_ref(), spec.cmd.as_ref());
+    let argv = started.entrypoint.iter().chain(&started.cmd).cloned().collect::<Vec<_>>();
+    let Program { entrypoint, cmd } = if argv.is_empty() { below } else { started };
     Start {
         host_name: record.id.as_str().to_owned(),
         argv,
         entrypoint,
+        cmd,
         env: environment(record, image),
         cwd: image.working_dir.clone().unwrap_or_default(),
         user: image.user.clone().unwrap_or_default(),
         stop_signal: image.stop_signal.clone().unwrap_or_default(),
+    }
+}
+
+/// A program and its arguments, as one level or several have it.
+#[derive(Debug, Clone, Default)]
+struct Program {
+    entrypoint: Vec<String>,
+    cmd: Vec<String>,
+}
+
+impl Program {
+    /// Whoever names an entrypoint of its own drops the cmd from below it, as with other container
+    /// tools: arguments of one program make no sense for another.
+    fn overridden(mut self, entrypoint: Option<&Vec<String>>, cmd: Option<&Vec<String>>) -> Self {
+        if let Some(own) = entrypoint {
+            self = Self { entrypoint: own.clone(), cmd: Vec::new() };
+        }
+        if let Some(own) = cmd {
+            self.cmd = own.clone();
+        }
+        self
     }
 }
 
@@ -123,6 +135,16 @@ mod tests {
             let start = start(&record(entrypoint, cmd), &image, &disk);
             assert_eq!(start.argv, list(argv));
         }
+    }
+
+    #[test]
+    fn a_sandbox_that_starts_nothing_keeps_the_images_program_for_later() {
+        let image = Settings { entrypoint: list("e"), cmd: list("c"), ..Settings::default() };
+        let disk = Overrides { entrypoint: None, cmd: Some(list("d")) };
+        let nothing = start(&record(Some(""), Some("")), &image, &disk);
+        assert_eq!((nothing.argv, nothing.entrypoint, nothing.cmd), (list(""), list("e"), list("d")));
+        let own = start(&record(Some("f"), Some("g")), &image, &disk);
+        assert_eq!((own.argv, own.entrypoint, own.cmd), (list("f g"), list("f"), list("g")));
     }
 
     #[test]

@@ -47,10 +47,12 @@ pub enum Call {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
     pub host_name: String,
-    /// Entrypoint and cmd joined. Empty: nothing is started.
+    /// Started with the sandbox: entrypoint and cmd joined. Empty: nothing is started.
     pub argv: Vec<String>,
-    /// The image's entrypoint alone, for [`Command::Entrypoint`].
+    /// What [`Command::Entrypoint`] begins with; given also where nothing is started.
     pub entrypoint: Vec<String>,
+    /// What [`Command::Entrypoint`] goes on with when it has no arguments of its own.
+    pub cmd: Vec<String>,
     pub env: Vec<(String, String)>,
     /// Made if it is missing. Empty: `/`.
     pub cwd: String,
@@ -81,7 +83,7 @@ pub enum Command {
     Argv(Vec<String>),
     /// Run by `/bin/sh -c`.
     Shell(String),
-    /// The image's entrypoint followed by these.
+    /// The image's entrypoint followed by these, or by the image's cmd if there are none.
     Entrypoint(Vec<String>),
 }
 

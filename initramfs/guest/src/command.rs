@@ -43,7 +43,11 @@ pub(crate) fn words(command: &Command, workload: &Workload) -> Vec<String> {
     match command {
         Command::Argv(words) => words.clone(),
         Command::Shell(script) => ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
-        Command::Entrypoint(words) => [workload.settings.entrypoint.as_slice(), words].concat(),
+        Command::Entrypoint(words) => {
+            let settings = &workload.settings;
+            let words = if words.is_empty() { &settings.cmd } else { words };
+            [settings.entrypoint.as_slice(), words].concat()
+        }
     }
 }
 

@@ -49,6 +49,7 @@ pub struct Settings {
     pub cwd: String,
     pub user: String,
     pub entrypoint: Vec<String>,
+    pub cmd: Vec<String>,
     pub stop_signal: i32,
 }
 
@@ -88,6 +89,7 @@ impl Settings {
             cwd: cwd.to_owned(),
             user: start.user.clone(),
             entrypoint: start.entrypoint.clone(),
+            cmd: start.cmd.clone(),
             stop_signal,
         })
     }

@@ -156,12 +156,15 @@ fn orphans_are_reaped() {
 }
 
 #[test]
-fn an_exec_may_run_the_images_entrypoint_with_other_words() {
+fn an_exec_may_run_the_images_entrypoint_with_its_words_or_others() {
     let sandbox = Sandbox::new();
     let entrypoint = vec!["printf".to_owned(), "<%s>".to_owned()];
-    sandbox.start(Start { entrypoint, ..Start::default() }).unwrap();
+    let cmd = vec!["own".to_owned()];
+    sandbox.start(Start { entrypoint, cmd, ..Start::default() }).unwrap();
     let done = sandbox.exec(exec(Command::Entrypoint(vec!["x".to_owned()]))).unwrap();
     assert_eq!(done.stdout, "<x>");
+    let done = sandbox.exec(exec(Command::Entrypoint(Vec::new()))).unwrap();
+    assert_eq!(done.stdout, "<own>");
 }
 
 #[test]
