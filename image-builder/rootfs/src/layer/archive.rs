@@ -87,8 +87,19 @@ fn end<R: Read>(stream: &mut Stream<R>) -> Result<(), StreamError> {
 }
 
 /// Bytes that fill the last block of `length` bytes of data.
-pub(crate) fn padding(length: u64) -> u64 {
+fn padding(length: u64) -> u64 {
     length.wrapping_neg() % BLOCK as u64
+}
+
+/// Skips what fills the last block of a file's `length` bytes. Some tools leave it away behind the
+/// last file, together with the mark of the end.
+pub(crate) fn skip_file_padding<R: Read>(
+    stream: &mut Stream<R>,
+    length: u64,
+) -> Result<(), StreamError> {
+    // Less than a block.
+    #[expect(clippy::cast_possible_truncation, reason = "a remainder of BLOCK")]
+    stream.skip_if_there(padding(length) as usize)
 }
 
 fn read_pax<R: Read>(header: &Header, stream: &mut Stream<R>) -> Result<Vec<u8>, StreamError> {

@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use super::{
-    archive::{Entry, EntryKind, next_entry, padding},
+    archive::{Entry, EntryKind, next_entry, skip_file_padding},
     blob::{Blob, BlobError, FileWriter},
     sparse::SparseMap,
     stream::{Stream, StreamError},
@@ -124,7 +124,7 @@ impl Intake<'_> {
     ) -> Result<FileData, Failed> {
         let mut writer = FileWriter::new(self.blob, stored, sparse);
         stream.pass::<Failed>(stored, |piece| Ok(writer.write(piece)?))?;
-        stream.skip(padding(stored))?;
+        skip_file_padding(stream, stored)?;
         Ok(writer.finish()?)
     }
 }
@@ -132,7 +132,7 @@ impl Intake<'_> {
 fn skip_data<R: Read>(entry: &Entry, stream: &mut Stream<R>) -> Result<(), Failed> {
     if let EntryKind::File { stored, .. } = entry.kind {
         stream.skip(stored)?;
-        stream.skip(padding(stored))?;
+        skip_file_padding(stream, stored)?;
     }
     Ok(())
 }

@@ -187,6 +187,19 @@ impl<R: Read> Stream<R> {
         self.pass(length, |_| Ok(()))
     }
 
+    /// As [`Self::skip`], but the archive may end before: nothing that it says is missing then.
+    pub(crate) fn skip_if_there(&mut self, mut length: usize) -> Result<(), StreamError> {
+        while length > 0 {
+            let there = self.fill()?.len().min(length);
+            if there == 0 {
+                return Ok(());
+            }
+            self.consume(there);
+            length -= there;
+        }
+        Ok(())
+    }
+
     /// The next `length` bytes. The caller has checked that they are few.
     pub(crate) fn take(&mut self, length: u64) -> Result<Vec<u8>, StreamError> {
         let mut bytes = Vec::new();
