@@ -65,6 +65,7 @@ pub struct VmmDetails {
     /// VM exits to user space since it started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exits: Option<ExitCounts>,
+    /// Memory it uses beyond the guest's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resident_kib: Option<u64>,
 }

@@ -99,10 +99,10 @@ fn memory_used_mib() -> Option<u64> {
     Some(kib("MemTotal:")?.saturating_sub(kib("MemAvailable:")?) / 1024)
 }
 
-/// Resident memory of a process on this node.
+/// Resident memory of a VMM beyond its guest's, which is the only shared memory it has.
 pub(super) fn resident_kib(pid: u32) -> Option<u64> {
     let text = fs_err::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    kib_of(&text, "VmRSS:")
+    Some(kib_of(&text, "RssAnon:")? + kib_of(&text, "RssFile:")?)
 }
 
 /// The number of the line `name <number> kB`.

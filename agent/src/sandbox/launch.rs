@@ -44,7 +44,7 @@ const VMM_PIDS_MAX: u32 = 96;
 /// Bytes of serial output kept. The console is quiet: what comes is a panic, and that fits.
 const SERIAL_BYTES_MAX: u64 = 256 * 1024;
 
-const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=0 panic=-1 reboot=k";
+const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1 reboot=k";
 
 /// From the first instruction until PID 1 serves. A boot takes a fraction of a second on hardware;
 /// an emulated machine under load is a hundred times slower.

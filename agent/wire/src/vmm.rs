@@ -36,7 +36,7 @@ pub struct Config {
     /// Listening Unix stream socket for [`ToVmm`] and [`ToAgent`] frames.
     pub control_fd: i32,
     /// Listening Unix stream socket through which the host reaches guest ports: the client sends
-    /// `CONNECT <port>\n`, the VMM answers `OK <port>\n` and then relays bytes, or closes.
+    /// `CONNECT <port>\n`, the VMM answers `OK <host port>\n` and then relays bytes, or closes.
     pub vsock_fd: i32,
     pub serial: Serial,
     /// virtio-blk devices in the order the guest sees them (`vda`, `vdb`, …).
