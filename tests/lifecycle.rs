@@ -1,9 +1,12 @@
 //! The life of a sandbox on a booted node, as its users see it.
 
-use std::{thread, time::Duration};
+use std::{
+    io::{BufRead, BufReader, Read},
+    thread,
+};
 
 use anyhow::{Context, Result, ensure};
-use holdfast_harness::{GROUP, Node, Outcome, wait_for};
+use holdfast_harness::{GROUP, Node, Outcome};
 
 /// Sandboxes made at once. The dev node's memory factor lets them fit.
 const CROWD: usize = 20;
@@ -145,21 +148,20 @@ fn an_interrupted_run_leaves_no_sandbox() -> Result<()> {
         ["run", "--cpu", "250m", "--memory", "512Mi", "--name", "interrupted", "debian", "--"];
     let command =
         ["sh", "-c", "trap 'echo caught; exit 5' INT; echo on; while :; do sleep 0.1; done"];
-    let child = node.command(&[&arguments[..], &command].concat()).spawn()?;
-    let api = node.api()?;
-    let path = format!("{GROUP}/sandboxes?labels=name=interrupted");
-    wait_for("the sandbox to run", || {
-        let list = api.read(&path)?;
-        Ok((list["value"][0]["state"] == "Running").then_some(()))
-    })?;
-    // The command has begun a little after the sandbox.
-    thread::sleep(Duration::from_secs(5));
+    let mut child = node.command(&[&arguments[..], &command].concat()).spawn()?;
+    let mut stdout = BufReader::new(child.stdout.take().context("stdout is piped")?);
+    let mut line = String::new();
+    stdout.read_line(&mut line)?;
+    assert_eq!(line, "on\n");
     let killed =
         std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status()?;
     ensure!(killed.success(), "kill failed");
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest)?;
     let outcome = Outcome::from(child.wait_with_output()?);
-    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(5), "on\ncaught\n"), "{outcome:?}");
-    let list = api.read(&path)?;
+    assert_eq!((outcome.code, rest.as_str()), (Some(5), "caught\n"), "{outcome:?}");
+    let path = format!("{GROUP}/sandboxes?labels=name=interrupted");
+    let list = node.api()?.read(&path)?;
     assert_eq!(list["value"].as_array().map(Vec::len), Some(0), "{list}");
     Ok(())
 }

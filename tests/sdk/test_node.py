@@ -26,6 +26,21 @@ class Lists(unittest.TestCase):
             for image in client.list_public_disk_images():
                 self.assertEqual(image.status.state, "Ready")
                 self.assertEqual(client.get_public_disk_image(image.name).id, image.id)
+            with self.assertRaises(ResourceNotFoundError):
+                client.get_public_disk_image("no-such-image")
+
+
+class Images(unittest.TestCase):
+    def test_an_image_that_cannot_be_had_fails_and_can_be_deleted(self):
+        with node.client() as client:
+            poller = client.begin_create_disk_image("127.0.0.1:1/none/such:1", name="none")
+            with self.assertRaises(RuntimeError):
+                poller.result()
+            failed = [image for image in client.list_disk_images() if image.name == "none"]
+            self.assertEqual([image.status.state for image in failed], ["Failed"])
+            client.delete_disk_image(failed[0].id)
+            with self.assertRaises(ResourceNotFoundError):
+                client.get_disk_image(failed[0].id)
 
 
 class Groups(unittest.TestCase):
