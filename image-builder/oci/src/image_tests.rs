@@ -185,3 +185,53 @@ proptest! {
         let _ = Document::parse(&bytes, "test");
     }
 }
+
+#[test]
+fn what_the_specs_own_types_write_is_read_as_it_was_meant() {
+    use oci_spec::image::{
+        Arch, Descriptor, ImageConfigurationBuilder, ImageIndexBuilder, ImageManifestBuilder,
+        MediaType, Os, PlatformBuilder, RootFsBuilder,
+    };
+    let mut memory = Memory::default();
+    let describe = |media_type, entry: &Value| {
+        let size = entry["size"].as_u64().unwrap();
+        let digest: oci_spec::image::Digest = entry["digest"].as_str().unwrap().parse().unwrap();
+        Descriptor::new(media_type, size, digest)
+    };
+    let diff_ids = vec![digest_of(b"layer").to_string()];
+    let root = RootFsBuilder::default().typ("layers").diff_ids(diff_ids).build().unwrap();
+    let config = ImageConfigurationBuilder::default()
+        .architecture(Arch::Amd64)
+        .os(Os::Linux)
+        .rootfs(root)
+        .build()
+        .unwrap();
+    let config = memory.put(&serde_json::to_value(config).unwrap());
+    let mut layer = describe(MediaType::ImageLayerZstd, &memory.put(&json!("packed")));
+    layer.set_urls(Some(vec!["https://elsewhere.example/layer".to_owned()]));
+    let manifest = ImageManifestBuilder::default()
+        .schema_version(2u32)
+        .media_type(MediaType::ImageManifest)
+        .config(describe(MediaType::ImageConfig, &config))
+        .layers(vec![layer.clone()])
+        .build()
+        .unwrap();
+    let entry = memory.put(&serde_json::to_value(manifest).unwrap());
+    let mut described = describe(MediaType::ImageManifest, &entry);
+    let platform = PlatformBuilder::default().architecture(Arch::Amd64).os(Os::Linux);
+    described.set_platform(Some(platform.build().unwrap()));
+    let index = ImageIndexBuilder::default()
+        .schema_version(2u32)
+        .media_type(MediaType::ImageIndex)
+        .manifests(vec![described])
+        .build()
+        .unwrap();
+    let index = memory.put(&serde_json::to_value(index).unwrap());
+
+    let image = memory.find(&index, "linux/amd64").unwrap();
+    assert_eq!(image.digest, digest(&entry));
+    let read = &image.layers[0];
+    assert_eq!(read.digest.to_string(), layer.digest().to_string());
+    assert_eq!((read.size, read.compression), (layer.size(), Compression::Zstd));
+    assert_eq!(read.diff_id, digest_of(b"layer"));
+}
