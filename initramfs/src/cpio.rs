@@ -30,6 +30,18 @@ impl Cpio {
         Self::default()
     }
 
+    /// What every initramfs begins with: PID 1, and the folders it mounts on, `dev` among them.
+    pub fn bootable(mount_points: &[&str], init: &[u8]) -> Result<Self, CpioError> {
+        let mut archive = Self::new();
+        for folder in mount_points {
+            archive.dir(folder)?;
+        }
+        // The kernel opens it for PID 1 before devtmpfs is there.
+        archive.char_device("dev/console", 5, 1)?;
+        archive.file("init", 0o755, init)?;
+        Ok(archive)
+    }
+
     /// A folder, mode 0755. Added once, however often it is asked for.
     pub fn dir(&mut self, name: &str) -> Result<(), CpioError> {
         self.parents(name)?;

@@ -18,13 +18,7 @@ pub struct Module {
 /// `modules` are loaded by PID 1 in this order, as `/modules.list` says. Our own kernel has
 /// everything built in and needs none.
 pub fn initramfs(init: &[u8], modules: &[Module]) -> Result<Vec<u8>, CpioError> {
-    let mut archive = Cpio::new();
-    for folder in MOUNT_POINTS {
-        archive.dir(folder)?;
-    }
-    // The kernel opens it for PID 1 before devtmpfs is there.
-    archive.char_device("dev/console", 5, 1)?;
-    archive.file("init", 0o755, init)?;
+    let mut archive = Cpio::bootable(&MOUNT_POINTS, init)?;
     if !modules.is_empty() {
         let mut list = String::new();
         for module in modules {

@@ -22,13 +22,7 @@ pub struct Module {
 /// PID 1 reads `/modules/alias` (lines `PATTERN NAME`) and `/modules/dep` (lines
 /// `NAME: FIRST SECOND …`).
 pub fn initramfs(init: &[u8], modules: &[Module]) -> Result<Vec<u8>, CpioError> {
-    let mut archive = Cpio::new();
-    for folder in MOUNT_POINTS {
-        archive.dir(folder)?;
-    }
-    // The kernel opens it for PID 1 before devtmpfs is there.
-    archive.char_device("dev/console", 5, 1)?;
-    archive.file("init", 0o755, init)?;
+    let mut archive = Cpio::bootable(&MOUNT_POINTS, init)?;
     let (mut aliases, mut needs) = (String::new(), String::new());
     for module in modules {
         archive.file(&format!("modules/{}.ko", module.name), 0o644, &module.content)?;

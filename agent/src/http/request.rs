@@ -1,13 +1,18 @@
 //! What the handlers take from a request's head: its group, sandbox or disk image, its query and
 //! its id, each checked here and trusted after.
 
-use std::sync::Arc;
+use std::{str::FromStr, sync::Arc};
 
 use axum::{
     extract::{FromRequestParts, RawPathParams},
     http::{HeaderMap, header, request::Parts},
 };
-use holdfast_api::{REQUEST_ID_BYTES_MAX, REQUEST_ID_HEADER, error::Code, model::GroupKey, path};
+use holdfast_api::{
+    REQUEST_ID_BYTES_MAX, REQUEST_ID_HEADER,
+    error::Code,
+    model::{DiskImageId, GroupKey, SandboxId},
+    path,
+};
 use holdfast_store::{DiskImageRecord, SandboxRecord};
 
 use super::{App, problem::Problem};
@@ -88,18 +93,9 @@ impl FromRequestParts<Arc<App>> for OfSandbox {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
-        let InGroup(group) = InGroup::from_request_parts(parts, app).await?;
-        let params = Params::of(parts, app).await?;
-        let id = params.get("id");
-        // What cannot be an id is no sandbox: clients wait for 404 after a delete.
-        let record = match id.parse() {
-            Ok(id) => app.registry.get(&id)?.filter(|record| record.group == group),
-            Err(_) => None,
-        };
-        record.map(Self).ok_or_else(|| {
-            let message = format!("there is no sandbox {} in group {group}", shortened(id));
-            Problem::new(Code::SandboxNotFound, message, "list the group's sandboxes")
-        })
+        let kind = ("sandbox", Code::SandboxNotFound);
+        let get = |id: &SandboxId| Ok(app.registry.get(id)?.map(|it| (it.group.clone(), it)));
+        of_group(parts, app, kind, get).await.map(Self)
     }
 }
 
@@ -110,18 +106,28 @@ impl FromRequestParts<Arc<App>> for OfDiskImage {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
-        let InGroup(group) = InGroup::from_request_parts(parts, app).await?;
-        let params = Params::of(parts, app).await?;
-        let id = params.get("id");
-        let record = match id.parse() {
-            Ok(id) => app.images.get(&id)?.filter(|record| record.group == group),
-            Err(_) => None,
-        };
-        record.map(Self).ok_or_else(|| {
-            let message = format!("there is no disk image {} in group {group}", shortened(id));
-            Problem::new(Code::DiskImageNotFound, message, "list the group's disk images")
-        })
+        let kind = ("disk image", Code::DiskImageNotFound);
+        let get = |id: &DiskImageId| Ok(app.images.get(id)?.map(|it| (it.group.clone(), it)));
+        of_group(parts, app, kind, get).await.map(Self)
     }
+}
+
+/// What the path's `{id}` names, if it is of the path's group. What cannot be an id names nothing:
+/// clients wait for 404 after a delete.
+async fn of_group<I: FromStr, T>(
+    parts: &mut Parts,
+    app: &Arc<App>,
+    (kind, code): (&str, Code),
+    get: impl FnOnce(&I) -> Result<Option<(GroupKey, T)>, Problem>,
+) -> Result<T, Problem> {
+    let InGroup(group) = InGroup::from_request_parts(parts, app).await?;
+    let params = Params::of(parts, app).await?;
+    let name = params.get("id");
+    let found = name.parse().map_or(Ok(None), |id| get(&id))?;
+    found.filter(|(owner, _)| *owner == group).map(|(_, it)| it).ok_or_else(|| {
+        let message = format!("there is no {kind} {} in group {group}", shortened(name));
+        Problem::new(code, message, format!("list the group's {kind}s: it may be in another"))
+    })
 }
 
 /// The path's `{name}`.
