@@ -1,5 +1,6 @@
 //! Bad input to a booted node: each is a typed error with name, reason and remedy, nothing
-//! half-made stays, and the agent lives.
+//! half-made stays, and the agent lives. One of them fills the node's disk, so they run one after
+//! another: `--test-threads=1`.
 
 use std::env;
 
@@ -53,6 +54,12 @@ fn images_that_cannot_be_had_are_refused_and_leave_nothing() -> Result<()> {
     let layout = test_image()?;
     let registry = registry(folder.path())?;
     let reference = registry.push(&layout, "a/b:1")?;
+    // Layers that another test left on the node would not be fetched again.
+    let images = node.api()?.read(&format!("{GROUP}/diskimages"))?;
+    for image in images["value"].as_array().context("no list")? {
+        node.holdfast(&["image", "delete", image["id"].as_str().context("no id")?])?.ok()?;
+    }
+    node.holdfast(&["image", "gc"])?.ok()?;
     let pull = |reference: &str| node.holdfast(&["image", "pull", reference]);
 
     let host = format!("10.0.2.2:{}", registry.port);

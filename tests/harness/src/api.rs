@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::Node;
 
-/// What the API answered.
+/// What the API answered. What is not JSON is a string.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
@@ -57,12 +57,17 @@ impl Api {
         }
         let response = request.header("content-type", "application/json").body(body).send()?;
         let status = response.status().as_u16();
+        let kind = response.headers().get("content-type").and_then(|kind| kind.to_str().ok());
+        let is_json = kind.is_some_and(|kind| kind.starts_with("application/json"));
         let bytes = response.bytes()?;
-        let body = if bytes.is_empty() {
-            Value::Null
-        } else {
-            serde_json::from_slice(&bytes)
-                .with_context(|| format!("not JSON: {}", String::from_utf8_lossy(&bytes)))?
+        let text = || String::from_utf8_lossy(&bytes).into_owned();
+        let body = match (bytes.is_empty(), is_json) {
+            (true, _) => Value::Null,
+            // Such as the health checks' one word.
+            (_, false) => Value::String(text()),
+            (_, true) => {
+                serde_json::from_slice(&bytes).with_context(|| format!("not JSON: {}", text()))?
+            }
         };
         Ok(Answer { status, body })
     }

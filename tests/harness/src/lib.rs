@@ -137,10 +137,12 @@ impl Node {
     /// What is on the node for the sake of sandboxes; empty when there is none. Processes, mounts,
     /// cgroups, run folders, disks and sockets, one a line.
     pub fn leftovers(&self) -> Result<String> {
+        // The agent's own cgroup lies beside those of sandboxes, which have ids of 20 characters.
         self.inside(
-            "pgrep -a holdfast-vmm; grep /sandboxes/ /proc/mounts; \
-             ls -d /sys/fs/cgroup/holdfast.slice/*/ /run/holdfast/sandboxes/* \
-             /var/lib/holdfast/sandboxes/* 2>/dev/null; grep /sandboxes/ /proc/net/unix; true",
+            "grep -l '^holdfast-[vs]' /proc/[0-9]*/comm 2>/dev/null; grep /sandboxes/ /proc/mounts; \
+             ls -d /sys/fs/cgroup/holdfast.slice/*/ | grep -E '/[a-z0-9]{20}/$'; \
+             ls -d /run/holdfast/sandboxes/* /var/lib/holdfast/sandboxes/* 2>/dev/null; \
+             grep /sandboxes/ /proc/net/unix; true",
         )
     }
 }
