@@ -9,7 +9,7 @@ use std::{
 
 use fs_err as fs;
 use holdfast_jail::{
-    Cgroup, Handover, Identity, Limits, RunFolder, VmmPlan, VmmProcess, guest_memory,
+    Cgroup, Handover, Identity, Limits, ProcessLimits, RunFolder, VmmPlan, VmmProcess, guest_memory,
 };
 use holdfast_model::{Mib, MilliCpu};
 use holdfast_scheduler::Reservation;
@@ -41,6 +41,9 @@ pub(super) const VMM_OVERHEAD: Mib = Mib(64);
 /// The shim, and threads of a VMM: vCPUs, one for events, workers of its disks. Far below what
 /// could hurt.
 const VMM_PIDS_MAX: u32 = 96;
+
+/// Descriptors of a VMM: 256 vsock connections, those handed over, some for each device and vCPU.
+const VMM_FDS_MAX: u32 = 1024;
 
 /// Bytes of serial output kept. The console is quiet: what comes is a panic, and that fits.
 const SERIAL_BYTES_MAX: u64 = 256 * 1024;
@@ -151,6 +154,12 @@ impl Machine {
             run: &run,
             cgroup: &cgroup,
             identity: Identity { uid: uid.uid(), gid: uid.uid() },
+            limits: ProcessLimits {
+                descriptors: VMM_FDS_MAX,
+                threads: VMM_PIDS_MAX,
+                file_bytes: resources.disk.bytes(),
+            },
+            own_cores: false,
             handover,
             config: &frame,
             log: run.log("vmm.log")?,
