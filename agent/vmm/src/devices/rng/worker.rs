@@ -7,6 +7,8 @@ use crate::{
         queue::{Broken, Progress, Ring},
         runner::Worker,
     },
+    random,
+    seccomp::ThreadKind,
     vm::Memory,
 };
 
@@ -37,7 +39,7 @@ impl RngWorker {
         while !target.is_empty() {
             let mut step = [0; STEP_BYTES];
             let wanted = target.len().min(STEP_BYTES);
-            if let Err(error) = getrandom::fill(&mut step[..wanted]) {
+            if let Err(error) = random::fill(&mut step[..wanted]) {
                 // The driver sees a short answer and asks again.
                 log::warn!(error:%; "no random bytes from the host");
                 break;
@@ -50,6 +52,10 @@ impl RngWorker {
 }
 
 impl Worker for RngWorker {
+    fn thread_kind(&self) -> ThreadKind {
+        ThreadKind::Rng
+    }
+
     fn work(&mut self, rings: &mut [Ring], memory: &Memory) -> Result<Progress, Broken> {
         let [requests] = rings else { return Ok(Progress::Idle) };
         requests.serve(memory, BATCH, |chain| self.fill(chain))
