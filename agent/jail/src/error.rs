@@ -32,6 +32,12 @@ pub enum JailError {
     },
     #[error("cannot hand a file descriptor over")]
     Handover(#[source] io::Error),
+    #[error("cannot keep process {pid} apart from others on the threads of a core")]
+    Cores {
+        pid: u32,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot start {}", program.display())]
     Spawn {
         program: PathBuf,
@@ -54,6 +60,9 @@ impl JailError {
             Self::Undead { .. } => "a process hangs in the kernel; the kernel's log says where",
             Self::RunFolder { .. } => "see paths.run: a writable tmpfs is expected",
             Self::Memory { .. } | Self::Handover(_) => "the node is out of memory or descriptors",
+            Self::Cores { .. } => {
+                "the kernel needs CONFIG_SCHED_CORE; or set host.smt to \"off\" or \"ignore\""
+            }
             Self::Spawn { .. } => "see paths.vmm and paths.convert: are they there and executable?",
         }
     }

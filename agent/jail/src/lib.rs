@@ -3,7 +3,9 @@
 //! Each is a guard: dropping it takes it back, and what a killed agent could not drop is found by
 //! its name at the next start. Dropping may block for some milliseconds: do it off async threads.
 
+mod block;
 mod cgroup;
+mod cores;
 mod error;
 mod memory;
 mod process;
@@ -11,7 +13,9 @@ mod run_folder;
 #[allow(unsafe_code)]
 mod sys;
 
-pub use cgroup::{Cgroup, CgroupTree, Limits, Usage, cgroup_usage};
+pub use block::BlockDevice;
+pub use cgroup::{Cgroup, CgroupTree, IoLimits, Limits, Usage, cgroup_usage};
+pub use cores::{cores_can_be_kept_apart, keep_cores_apart};
 pub use error::JailError;
 pub use memory::{guest_memory, sealed_bytes};
 pub use process::{Confinement, Handover, Identity, VmmPlan, VmmProcess, confine, in_words};
