@@ -2,6 +2,7 @@
 //! guest up.
 
 use std::{
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::ExitStatus,
     time::{Duration, Instant},
@@ -9,15 +10,15 @@ use std::{
 
 use fs_err as fs;
 use holdfast_jail::{
-    Cgroup, Handover, Identity, Limits, RunFolder, VmmPlan, VmmProcess, guest_memory,
+    Cgroup, Handover, Identity, RunFolder, VmmPlan, VmmProcess, guest_memory, keep_cores_apart,
 };
-use holdfast_model::{Mib, MilliCpu};
 use holdfast_scheduler::Reservation;
 use holdfast_store::SandboxRecord;
 use holdfast_wire::{
     WIRE_VERSION, frame,
     vmm::{Config, Disk, Event, Exit, Reply, Segment, Serial, ToVmm},
 };
+use rustix::process::Signal;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::mpsc,
@@ -29,17 +30,10 @@ use super::{
     control::{Control, ControlError},
     driver::Node,
     guest::GuestLink,
-    settings,
+    limits, settings,
     uid::UidLease,
 };
-use crate::images::Located;
-
-/// What a VMM needs beside the guest's memory: its own pages (8 MiB at most), the kernel's tables
-/// for the guest's memory, and page cache of its disk's writes on their way out.
-pub(super) const VMM_OVERHEAD: Mib = Mib(64);
-
-/// Threads of a VMM: vCPUs, one for events, workers of its disks. Far below what could hurt.
-const VMM_PIDS_MAX: u32 = 96;
+use crate::{config::Smt, images::Located, metrics::End};
 
 /// Bytes of serial output kept. The console is quiet: what comes is a panic, and that fits.
 const SERIAL_BYTES_MAX: u64 = 256 * 1024;
@@ -74,6 +68,19 @@ pub struct BootPhases {
     pub start_ms: u64,
 }
 
+impl BootPhases {
+    /// Names and milliseconds, in their order.
+    pub fn list(&self) -> [(&'static str, u64); 5] {
+        [
+            ("turn", self.turn_ms),
+            ("prepare", self.prepare_ms),
+            ("spawn", self.spawn_ms),
+            ("boot", self.boot_ms),
+            ("start", self.start_ms),
+        ]
+    }
+}
+
 /// A VMM and everything it was lent, in the order of return. Dropping it blocks.
 pub(super) struct Machine {
     process: VmmProcess,
@@ -101,13 +108,7 @@ impl Machine {
         let resources = record.spec.resources;
         let disk = node.disks.create(&record.id, resources.disk).map_err(LaunchError::Disk)?;
         let uid = node.uids.lease();
-        let limits = Limits {
-            // A boot has whole CPUs: held to a quarter of one it would take four times as long and
-            // use no less. Boots take turns instead.
-            cpu: MilliCpu(u32::from(resources.vcpus()) * 1000),
-            memory: reservation.demand().memory,
-            pids: VMM_PIDS_MAX,
-        };
+        let limits = limits::at_boot(resources, reservation.demand().memory, node.io);
         node.cgroups.prepare()?;
         let cgroup = node.cgroups.create(record.id.as_str(), limits)?;
         let run = RunFolder::create(&node.run, record.id.as_str())?;
@@ -151,6 +152,10 @@ impl Machine {
             config: &frame,
             log: run.log("vmm.log")?,
         })?;
+        if node.smt == Smt::CoreScheduling {
+            // Before the order to boot: nothing of the guest's has run on any core yet.
+            keep_cores_apart(process.pid())?;
+        }
         Ok(Self { process, cgroup, run, _uid: uid, _reservation: reservation })
     }
 
@@ -175,14 +180,15 @@ impl Machine {
     }
 
     /// Why it ended, from the VMM's own last word if there was one, its wait status, and its
-    /// cgroup. Ends it if it runs still.
-    pub(super) fn post_mortem(&mut self, last_word: Option<Exit>) -> String {
+    /// cgroup: in one word and in a sentence. Ends it if it runs still.
+    pub(super) fn post_mortem(&mut self, last_word: Option<Exit>) -> (End, String) {
         if last_word.is_none() {
             self.process.kill();
         }
         let out_of_memory = self.cgroup.ran_out_of_memory();
         let status = self.process.ended().ok().flatten();
-        describe_end(last_word, status, out_of_memory)
+        let end = end_of(last_word.as_ref(), status, out_of_memory);
+        (end, describe_end(last_word, status, out_of_memory))
     }
 
     /// The last lines of the guest's serial port and of the VMM's log, for the agent's log.
@@ -285,6 +291,25 @@ async fn guest_ready(events: &mut mpsc::Receiver<Event>) -> Result<(), Option<Ex
     }
 }
 
+/// Why a machine ended, for counting.
+fn end_of(last_word: Option<&Exit>, status: Option<ExitStatus>, out_of_memory: bool) -> End {
+    let code = status.and_then(|status| status.code());
+    match last_word.cloned().or_else(|| code.and_then(Exit::from_code)) {
+        Some(Exit::PowerOff) => End::PowerOff,
+        Some(Exit::Reset) => End::Reset,
+        Some(Exit::GuestPanic) => End::GuestPanic,
+        Some(Exit::GuestFault(_)) => End::GuestFault,
+        Some(Exit::Killed) => End::Killed,
+        Some(Exit::VmmError(_)) => End::VmmError,
+        None if out_of_memory => End::OutOfMemory,
+        None => match status.and_then(|status| status.signal()) {
+            Some(signal) if signal == Signal::SYS.as_raw() => End::Seccomp,
+            Some(_) => End::Signal,
+            None => End::Unknown,
+        },
+    }
+}
+
 /// Says in words why a machine ended.
 pub(super) fn describe_end(
     last_word: Option<Exit>,
@@ -306,7 +331,9 @@ pub(super) fn describe_end(
         }
         (None, Some(status)) => {
             let how = holdfast_jail::in_words(status);
-            if status.code().is_some() {
+            if end_of(None, Some(status), false) == End::Seccomp {
+                format!("the VMM was killed by {how}: it made a system call that it may not make")
+            } else if status.code().is_some() {
                 format!("the VMM ended with {how}; its log may say why")
             } else {
                 format!("the VMM was killed by {how}")
@@ -351,8 +378,6 @@ pub(super) fn ms_since(began: Instant) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt;
-
     use super::*;
 
     #[test]
@@ -363,6 +388,12 @@ mod tests {
             (Some(Exit::GuestPanic), signal(9), true, "the guest's kernel panicked"),
             (None, signal(9), true, "the VMM was killed: it used up the memory of its cgroup"),
             (None, signal(9), false, "the VMM was killed by signal 9"),
+            (
+                None,
+                signal(31),
+                false,
+                "the VMM was killed by signal 31: it made a system call that it may not make",
+            ),
             (None, code(10), false, "the guest restarted itself"),
             (None, code(0), false, "the guest powered itself off"),
             (None, code(101), false, "the VMM ended with exit code 101; its log may say why"),
@@ -370,6 +401,28 @@ mod tests {
         ];
         for (word, status, oom, text) in cases {
             assert_eq!(describe_end(word, status, oom), text);
+        }
+    }
+
+    #[test]
+    fn every_end_is_counted_as_what_it_was() {
+        let signal = |number| Some(ExitStatus::from_raw(number));
+        let code = |code: i32| Some(ExitStatus::from_raw(code << 8));
+        let cases = [
+            (Some(Exit::GuestPanic), signal(9), true, End::GuestPanic),
+            (None, code(0), false, End::PowerOff),
+            (None, code(10), false, End::Reset),
+            (None, code(12), false, End::GuestFault),
+            (None, code(13), false, End::Killed),
+            (None, code(1), false, End::VmmError),
+            (None, signal(9), true, End::OutOfMemory),
+            (None, signal(31), false, End::Seccomp),
+            (None, signal(11), false, End::Signal),
+            (None, code(101), false, End::Unknown),
+            (None, None, false, End::Unknown),
+        ];
+        for (word, status, oom, end) in cases {
+            assert_eq!(end_of(word.as_ref(), status, oom), end, "{word:?} {status:?}");
         }
     }
 }

@@ -142,7 +142,10 @@ mod tests {
         let image = Settings { entrypoint: list("e"), cmd: list("c"), ..Settings::default() };
         let disk = Overrides { entrypoint: None, cmd: Some(list("d")) };
         let nothing = start(&record(Some(""), Some("")), &image, &disk);
-        assert_eq!((nothing.argv, nothing.entrypoint, nothing.cmd), (list(""), list("e"), list("d")));
+        assert_eq!(
+            (nothing.argv, nothing.entrypoint, nothing.cmd),
+            (list(""), list("e"), list("d"))
+        );
         let own = start(&record(Some("f"), Some("g")), &image, &disk);
         assert_eq!((own.argv, own.entrypoint, own.cmd), (list("f g"), list("f"), list("g")));
     }

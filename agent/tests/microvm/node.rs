@@ -16,6 +16,7 @@ use holdfast_store::{SandboxRecord, Store};
 use holdfastd::{
     config::Config,
     images::Images,
+    metrics::Metrics,
     sandbox::{Parts, Registry},
 };
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
@@ -26,6 +27,7 @@ const LONG: Duration = Duration::from_secs(120);
 
 pub(crate) struct Node {
     pub(crate) registry: Arc<Registry>,
+    pub(crate) metrics: Arc<Metrics>,
     config: Config,
     /// `None`: the folder is the caller's.
     _folder: Option<tempfile::TempDir>,
@@ -59,10 +61,12 @@ impl Node {
     pub(crate) async fn start_in(folder: PathBuf) -> Self {
         let config = config_in(&folder);
         let store = Arc::new(Store::open(&config.paths.state.join("store.redb")).unwrap());
-        let images = Images::start(&config, Arc::clone(&store)).await.unwrap();
-        let parts = Parts { config: &config, store, images };
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let images =
+            Images::start(&config, Arc::clone(&store), Arc::clone(&metrics)).await.unwrap();
+        let parts = Parts { config: &config, store, images, metrics: Arc::clone(&metrics) };
         let registry = Registry::start(parts).await.unwrap();
-        Self { registry, config, _folder: None }
+        Self { registry, metrics, config, _folder: None }
     }
 
     /// Creates a sandbox and waits until it runs.
