@@ -78,11 +78,12 @@ pub struct Host {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Smt {
-    /// The same sandbox, or nothing. The default: it closes the way between sandboxes at the price
-    /// of idle threads, and costs nothing where cores have one.
-    #[default]
+    /// The same sandbox, or nothing. Closes the way between sandboxes at the price of idle threads.
+    /// No sandbox starts on a kernel that cannot do it, and Debian's cannot.
     CoreScheduling,
-    /// Nothing ever: the agent switches the threads off at its start.
+    /// Nothing ever: the agent switches the threads off at its start. The default: it works on
+    /// every kernel, and closes the way to the host's kernel too.
+    #[default]
     Off,
     /// Whatever the kernel puts there.
     Ignore,

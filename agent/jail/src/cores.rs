@@ -19,8 +19,16 @@ pub fn keep_cores_apart(pid: u32) -> Result<(), JailError> {
     match outcome {
         // `NODEV` is the kernel's way to say that no core has a second thread.
         Ok(()) | Err(Errno::NODEV) => Ok(()),
+        // It has no core scheduling, and needs none.
+        Err(Errno::INVAL) if !cores_have_threads() => Ok(()),
         Err(errno) => Err(JailError::Cores { pid, source: errno.into() }),
     }
+}
+
+/// Whether several threads of one core are in use.
+fn cores_have_threads() -> bool {
+    let active = fs_err::read_to_string("/sys/devices/system/cpu/smt/active");
+    active.is_ok_and(|active| active.trim() == "1")
 }
 
 /// Whether the kernel has core scheduling.

@@ -3,7 +3,11 @@
 use std::{path::PathBuf, sync::Once};
 
 use holdfast_api::{error::ErrorDetail, model::GroupKey, path};
-use holdfastd::{config::Config, daemon::Daemon, logging};
+use holdfastd::{
+    config::{Config, Smt},
+    daemon::Daemon,
+    logging,
+};
 use log::LevelFilter;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
@@ -64,6 +68,8 @@ impl Server {
         });
         let folder = tempfile::tempdir().unwrap();
         let mut config = Config::default();
+        // The machine that runs the tests keeps its hardware threads.
+        config.host.smt = Smt::Ignore;
         config.api.listen = ([127, 0, 0, 1], 0).into();
         config.api.admin_token = Some(holdfast_model::Secret::new(TOKEN));
         config.paths.state = folder.path().join("state");

@@ -14,7 +14,7 @@ use holdfast_model::{
 use holdfast_rootfs::{Compression, LayerDescriptor, Limits, Settings, assemble, convert_layer};
 use holdfast_store::{SandboxRecord, Store};
 use holdfastd::{
-    config::Config,
+    config::{Config, Smt},
     images::Images,
     metrics::Metrics,
     sandbox::{Parts, Registry},
@@ -124,6 +124,8 @@ pub(crate) fn config_in(folder: &Path) -> Config {
     config.paths.vmm = program("HOLDFAST_VMM");
     config.paths.kernel = program("HOLDFAST_VMLINUX");
     config.paths.initramfs = program("HOLDFAST_INITRAMFS");
+    // The machine that runs the tests keeps its hardware threads.
+    config.host.smt = Smt::Ignore;
     config.capacity.host_memory_mib = 64;
     fs::create_dir_all(&config.paths.state).unwrap();
     if !config.paths.baked_images.exists() {
