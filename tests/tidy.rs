@@ -180,3 +180,88 @@ fn scripts_say_how_they_are_used_and_stay_short() {
     }
     assert!(wrong.is_empty(), "scripts without --help or over 120 lines: {wrong:#?}");
 }
+
+/// Code spans of a document, whole.
+fn code_spans(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// The folder of each crate of ours, by name.
+fn crate_folders() -> BTreeMap<String, PathBuf> {
+    let metadata = cargo_metadata::MetadataCommand::new()
+        .current_dir(top())
+        .no_deps()
+        .exec()
+        .expect("cargo metadata runs");
+    let folder = |path: &Path| path.parent().expect("a manifest lies in a folder").to_owned();
+    let of = |package: &cargo_metadata::Package| {
+        (package.name.to_string(), folder(package.manifest_path.as_std_path()))
+    };
+    metadata.packages.iter().map(of).collect()
+}
+
+/// Names of the test functions of a crate: not of crates in folders below its own.
+fn tests_of(name: &str, folders: &BTreeMap<String, PathBuf>) -> BTreeSet<String> {
+    let own = &folders[name];
+    let inner: Vec<_> = folders.values().filter(|f| f.starts_with(own) && *f != own).collect();
+    let mut tests = BTreeSet::new();
+    for file in files(".rs") {
+        if !file.starts_with(own) || inner.iter().any(|folder| file.starts_with(folder)) {
+            continue;
+        }
+        let mut marked = false;
+        for line in lines(&file) {
+            let line = line.trim_start();
+            if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+                marked = true;
+            } else if let Some((_, rest)) = line.split_once("fn ").filter(|_| marked) {
+                tests.insert(rest.split('(').next().unwrap_or_default().to_owned());
+                marked = false;
+            }
+        }
+    }
+    tests
+}
+
+#[test]
+fn every_test_that_the_threat_model_names_exists() {
+    let text = fs_err::read_to_string(top().join("docs/threat-model.md")).expect("it is there");
+    let folders = crate_folders();
+    let named: Vec<(&str, &str)> = code_spans(&text)
+        .into_iter()
+        .filter_map(|span| span.split_once(' '))
+        .filter(|(name, _)| folders.contains_key(*name))
+        .collect();
+    assert!(named.len() > 40, "{} tests named", named.len());
+    let tests: BTreeMap<&str, BTreeSet<String>> =
+        named.iter().map(|(name, _)| (*name, tests_of(name, &folders))).collect();
+    let missing: Vec<_> =
+        named.iter().filter(|(name, test)| !tests[name].contains(*test)).collect();
+    assert!(missing.is_empty(), "named in docs/threat-model.md and not in the tree: {missing:#?}");
+}
+
+#[test]
+fn every_constant_in_the_document_of_limits_has_the_value_it_says() {
+    let text = fs_err::read_to_string(top().join("docs/limits.md")).expect("it is there");
+    let mut wrong = Vec::new();
+    let mut checked = 0;
+    for row in text.lines().filter(|line| line.starts_with("| `")) {
+        let spans = code_spans(row);
+        let [name, file, value, ..] = spans[..] else { continue };
+        if !file.ends_with(".rs") {
+            continue;
+        }
+        checked += 1;
+        let source = fs_err::read_to_string(top().join(file)).unwrap_or_default();
+        let declared = source.split(&format!("const {name}: ")).nth(1);
+        let found = declared
+            .and_then(|rest| rest.split_once(" = "))
+            .and_then(|(_, rest)| rest.split_once(';'))
+            .map(|(found, _)| found);
+        if found != Some(value) {
+            wrong.push(format!("{file}: {name} is {found:?}, not {value:?}"));
+        }
+    }
+    assert!(checked > 30, "{checked} constants checked");
+    assert!(wrong.is_empty(), "docs/limits.md says otherwise: {wrong:#?}");
+}

@@ -23,6 +23,7 @@ pub struct Config {
     pub api: Api,
     pub paths: Paths,
     pub capacity: Capacity,
+    pub host: Host,
     pub registries: Registries,
     pub images: Images,
     pub limits: Limits,
@@ -68,6 +69,28 @@ pub struct Capacity {
     pub host_memory_mib: u32,
 }
 
+/// How the host keeps sandboxes from each other's traces in its hardware.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Host {
+    pub smt: Smt,
+}
+
+/// What runs on the other hardware threads of a core while a guest runs on one of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Smt {
+    /// The same sandbox, or nothing. Closes the way between sandboxes at the price of idle threads.
+    /// No sandbox starts on a kernel that cannot do it, and Debian's cannot.
+    CoreScheduling,
+    /// Nothing ever: the agent switches the threads off at its start. The default: it works on
+    /// every kernel, and closes the way to the host's kernel too.
+    #[default]
+    Off,
+    /// Whatever the kernel puts there.
+    Ignore,
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Registries {
@@ -94,6 +117,11 @@ pub struct Limits {
     pub file_mib_max: u32,
     /// MiB of one imported image archive.
     pub archive_mib_max: u32,
+    /// MiB a second that a sandbox of one CPU may read from the disk below the state folder, and as
+    /// many write; others in proportion to their CPU. 0 is no limit.
+    pub io_mib_per_second: u32,
+    /// Reads a second, and as many writes, in the same way. 0 is no limit.
+    pub io_operations_per_second: u32,
 }
 
 impl Default for Api {
@@ -142,6 +170,10 @@ impl Default for Limits {
             sandboxes_max: 1000,
             file_mib_max: 1024,
             archive_mib_max: 16 * 1024,
+            // A quarter of a slow NVMe drive's bandwidth: four busy sandboxes of one CPU fill it,
+            // and one alone leaves most of it to others.
+            io_mib_per_second: 400,
+            io_operations_per_second: 10_000,
         }
     }
 }
@@ -271,6 +303,7 @@ mod tests {
             ("[capacity]\ncpu_factor = 0.0", "capacity.cpu_factor"),
             ("[images]\ngc_above_percent = 100", "images.gc_above_percent"),
             ("[limits]\nconnections_max = 0", "limits.connections_max"),
+            ("[host]\nsmt = 'on'", "smt"),
         ];
         for (text, key) in cases {
             let message = parse(text).unwrap_err().to_string();

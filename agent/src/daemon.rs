@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::Context as _;
 use fs_err as fs;
+use holdfast_api::node::Verdict;
 use holdfast_store::Store;
 use jiff::Timestamp;
 use log::{info, warn};
@@ -23,8 +24,10 @@ use crate::{
     auth::Tokens,
     blocking::off_thread,
     config::Config,
+    host::{self, Host},
     http::{App, Budget, Calls, default_group, router, server},
     images::Images,
+    metrics::Metrics,
     sandbox::{Parts, Registry},
     tls::{self, Authority, Serving},
 };
@@ -49,10 +52,22 @@ impl Daemon {
             fs::create_dir_all(folder)?;
         }
         let store = open_store(&state).await?;
+        let metrics = Arc::new(Metrics::new().context("metrics")?);
+        let host = Host::here();
+        host.apply(config.host.smt);
+        let checks = host.examine(config.host.smt);
+        host::report(&checks);
+        metrics.host_warnings(checks.iter().filter(|check| check.verdict != Verdict::Ok).count());
         let tls = load_tls(&config).await?;
-        let images = Images::start(&config, Arc::clone(&store)).await.context("images")?;
-        let parts =
-            Parts { config: &config, store: Arc::clone(&store), images: Arc::clone(&images) };
+        let images = Images::start(&config, Arc::clone(&store), Arc::clone(&metrics))
+            .await
+            .context("images")?;
+        let parts = Parts {
+            config: &config,
+            store: Arc::clone(&store),
+            images: Arc::clone(&images),
+            metrics: Arc::clone(&metrics),
+        };
         let registry = Registry::start(parts).await.context("sandboxes")?;
         let listen = config.api.listen;
         let listener =
@@ -68,6 +83,8 @@ impl Daemon {
             store,
             registry,
             images,
+            metrics,
+            measuring: tokio::sync::Mutex::default(),
             tls,
             calls: Calls::default(),
             output_budget: Arc::new(Budget::default()),

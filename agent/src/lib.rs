@@ -5,14 +5,17 @@
 pub mod audit;
 pub mod auth;
 mod blocking;
+mod bundle;
 pub mod config;
 pub mod daemon;
 pub mod durable;
 mod error_chain;
 mod frames;
+mod host;
 mod http;
 pub mod images;
 pub mod logging;
+pub mod metrics;
 pub mod notify;
 pub mod sandbox;
 pub mod tls;

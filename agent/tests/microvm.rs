@@ -146,7 +146,7 @@ async fn a_sandbox_deleted_while_it_boots_leaves_nothing() {
 async fn a_sandbox_that_does_not_fit_is_refused_and_says_what_is_short() {
     let node = Node::start().await;
     let error = node.registry.create(node::group(), spec(65_536), None).await.unwrap_err();
-    assert!(error.to_string().starts_with("no free memory for 65600Mi"), "{error}");
+    assert!(error.to_string().starts_with("no free memory for 66112Mi"), "{error}");
     assert_eq!(node.registry.list(&node::group()).unwrap(), []);
 }
 
@@ -205,8 +205,11 @@ async fn a_running_sandbox_is_held_to_its_cpu_and_memory_and_its_neighbour_is_no
     let cgroup = node.cgroup(&id);
     let read = |file: &str| fs_err::read_to_string(cgroup.join(file)).unwrap();
     assert_eq!(read("cpu.max"), "25000 100000\n");
-    assert_eq!(read("memory.max"), format!("{}\n", (128 + 64) << 20));
+    assert_eq!(read("memory.max"), format!("{}\n", (128 + 65) << 20));
     assert_eq!(read("pids.max"), "96\n");
+    assert_eq!(read("cpu.weight"), "25\n");
+    let io = read("io.max");
+    assert!(io.contains("rbps=104857600 wbps=104857600 riops=2500 wiops=2500"), "{io}");
 
     let used = async || node.registry.details(&id).await.unwrap().cgroup.cpu_us;
     let busy = node.registry.exec(&id, shell("while :; do :; done")).await.unwrap();
@@ -217,6 +220,43 @@ async fn a_running_sandbox_is_held_to_its_cpu_and_memory_and_its_neighbour_is_no
     let share = (after - before) as f64 / took.as_micros() as f64;
     assert!(share < 0.35, "{share} of a CPU");
     node.registry.delete(&id).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sandbox_did_is_in_the_metrics_and_no_counter_counts_it_twice() {
+    let node = Node::start().await;
+    let id = node.running(spec(128)).await;
+    run(&node, &id, shell("cat /bin/busybox > /tmp/copy"), b"").await;
+    let usage = node.registry.usage(&id).unwrap();
+    println!("{usage:?}");
+    assert!(usage.pids > 1 && usage.memory_peak_bytes > 0, "{usage:?}");
+    assert_eq!(node.registry.vmm_pids().len(), 1);
+    node.registry.count().await;
+    node.registry.delete(&id).await.unwrap();
+    assert_eq!(node.registry.usage(&id), None);
+    let text = node.metrics.text().unwrap();
+    let value = |series: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(series)).unwrap();
+        line.trim().parse::<f64>().unwrap()
+    };
+    let exact = [
+        ("holdfast_boots_total{outcome=\"done\"}", 1.0),
+        ("holdfast_boots_total{outcome=\"failed\"}", 0.0),
+        ("holdfast_boot_phase_seconds_count{phase=\"boot\"}", 1.0),
+        ("holdfast_exits_total{reason=\"deleted\"}", 1.0),
+        ("holdfast_execs_total{outcome=\"done\"}", 1.0),
+        ("holdfast_device_errors_total{device=\"disk\"}", 0.0),
+        ("holdfast_seccomp_kills_total", 0.0),
+    ];
+    for (series, expected) in exact {
+        assert_eq!(value(series), expected, "{series}");
+    }
+    let exits = value("holdfast_vm_exits_total{kind=\"mmio\"}");
+    let read = value("holdfast_device_bytes_total{device=\"disk\",direction=\"in\"}");
+    println!("{exits} exits, {read} bytes read");
+    // Counted twice it would be far more than a boot takes.
+    assert!(exits > 0.0 && exits < 20_000.0, "{exits}");
+    assert!(read > 0.0 && read < 64e6, "{read}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,7 +20,7 @@ const SEED: &str = "6f0ac0f3-1e2b-4c35-9b83-0b1f0b6c1d5a";
 const FILE_TIME: &str = "1735689600";
 /// What every node boots with. The machine's id is the firmware's: `/etc` cannot hold one.
 const CMDLINE: &str = "ro console=tty0 console=ttyS0,115200 quiet panic=10 systemd.gpt_auto=no \
-                       systemd.machine_id=firmware";
+                       systemd.machine_id=firmware mitigations=auto";
 
 pub(crate) struct Disk<'a> {
     pub(crate) tools: &'a Tools,

@@ -42,6 +42,128 @@ pub struct DiskUse {
     pub available: u64,
 }
 
+/// `GET /v1/node/status`: who has what of the node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeStatus {
+    pub cpus: Amounts,
+    pub memory_mib: Amounts,
+    /// Of the memory and CPUs that the machine has, how many times they may be promised.
+    pub memory_factor: f64,
+    pub cpu_factor: f64,
+    pub disk_mib: DiskUse,
+    /// Sandboxes at most, in whatever state.
+    pub sandboxes_max: u32,
+    /// Number of the disk whose traffic is bounded, `major:minor`. None: traffic is not bounded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io_device: Option<String>,
+    /// Creates refused since the daemon started.
+    pub refusals: Refusals,
+    /// In the order of their ids.
+    pub sandboxes: Vec<SandboxUse>,
+}
+
+/// By what was short.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusals {
+    pub memory: u64,
+    pub cpu: u64,
+    pub disk: u64,
+    pub count: u64,
+}
+
+/// What one sandbox was promised and has used.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxUse {
+    pub id: String,
+    /// `subscription/resource group/name`.
+    pub group: String,
+    pub state: String,
+    pub cpus: f64,
+    /// Of the guest.
+    pub memory_mib: u32,
+    /// Of its cgroup. None when no VMM runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub used: Option<Used>,
+}
+
+/// Figures of a cgroup.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Used {
+    /// CPU time in seconds.
+    pub cpu_seconds: f64,
+    /// How long it was held back by its CPU limit.
+    pub throttled_seconds: f64,
+    pub memory_mib: f64,
+    /// The most it ever had.
+    pub memory_peak_mib: f64,
+    /// Threads.
+    pub pids: u64,
+    pub io_read_bytes: u64,
+    pub io_written_bytes: u64,
+}
+
+/// `GET /v1/node/doctor`: a list of these.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostCheck {
+    pub name: String,
+    pub verdict: Verdict,
+    pub detail: String,
+    /// What to do about it. None when it is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Ok,
+    /// Sandboxes run, less well kept apart or less fairly than they could be.
+    Warning,
+    /// No sandbox can run.
+    Failed,
+}
+
+/// `GET /v1/node/bundle`: what only the node knows of a support bundle. No token, key, environment
+/// value or credential is in it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeBundle {
+    /// The configuration as it is in force, TOML; secrets are left out.
+    pub config: String,
+    /// Last lines of the daemon's log, the oldest first.
+    pub log: Vec<String>,
+    pub sandboxes: Vec<BundledSandbox>,
+    /// About the machine, by name.
+    pub host: BTreeMap<String, String>,
+    pub checks: Vec<HostCheck>,
+    pub status: NodeStatus,
+    /// As `/metrics` says it.
+    pub metrics: String,
+}
+
+/// What a bundle tells of a sandbox: nothing that its owner wrote but the names of things.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BundledSandbox {
+    pub id: String,
+    pub group: String,
+    pub state: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+    pub image_digest: String,
+    /// Milliseconds since 1970.
+    pub created_at_ms: u64,
+    pub label_names: Vec<String>,
+    pub environment_names: Vec<String>,
+    /// Phases of its launch, if it was launched by this daemon and runs.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub phases: Vec<Phase>,
+}
+
 /// `GET /v1/…/sandboxes/{id}/details`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

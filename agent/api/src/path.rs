@@ -71,6 +71,10 @@ pub fn import(key: &GroupKey) -> String {
 }
 
 pub const NODE: &str = "/v1/node";
+pub const NODE_STATUS: &str = "/v1/node/status";
+pub const NODE_DOCTOR: &str = "/v1/node/doctor";
+pub const NODE_BUNDLE: &str = "/v1/node/bundle";
+pub const METRICS: &str = "/metrics";
 pub const IMAGES_GC: &str = "/v1/images:gc";
 pub const CA: &str = "/v1/ca.pem";
 pub const HEALTHZ: &str = "/healthz";

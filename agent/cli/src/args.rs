@@ -59,8 +59,13 @@ pub(crate) enum Command {
     /// The node itself.
     #[command(subcommand)]
     Node(NodeCommand),
-    /// Check that the node can be reached and can run sandboxes.
-    Doctor,
+    /// Check that the node can be reached, can run sandboxes, and keeps them apart.
+    Doctor {
+        /// Pack what was found, the node's log and figures into a new archive (tar.gz), without
+        /// secrets, for whoever is asked for help.
+        #[arg(long, value_name = "FILE")]
+        bundle: Option<PathBuf>,
+    },
     /// Print the version.
     Version,
     /// Print a completion script for a shell.
@@ -226,6 +231,8 @@ pub(crate) struct Pull {
 pub(crate) enum NodeCommand {
     /// Version, system, capacity and use.
     Info,
+    /// Who has what: capacity, what is promised, what each sandbox uses, what was refused.
+    Status,
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bundle;
 mod client;
 mod connection;
 mod doctor;
@@ -77,7 +78,7 @@ async fn carry_out(args: Args) -> Result<ExitCode, CliError> {
             clap_complete::generate(shell, &mut Args::command(), "holdfast", &mut text);
             done(output::raw(&text))
         }
-        Command::Doctor => doctor::doctor(&args.target, output).await,
+        Command::Doctor { bundle } => doctor::doctor(&args.target, bundle.as_deref(), output).await,
         Command::Run(run) => run::run(&Client::new(&args.target)?, run).await,
         Command::Sandbox(command) => {
             let client = Client::new(&args.target)?;
@@ -105,8 +106,12 @@ async fn carry_out(args: Args) -> Result<ExitCode, CliError> {
                 ImageCommand::Gc => done(image::gc(&client, output).await),
             }
         }
-        Command::Node(NodeCommand::Info) => {
-            done(node::info(&Client::new(&args.target)?, output).await)
+        Command::Node(command) => {
+            let client = Client::new(&args.target)?;
+            match command {
+                NodeCommand::Info => done(node::info(&client, output).await),
+                NodeCommand::Status => done(node::status(&client, output).await),
+            }
         }
     }
 }

@@ -41,7 +41,8 @@ struct Maker {
 impl Maker {
     fn make(&self, number: u32) -> Result<Jail, JailError> {
         let name = format!("jail{number}");
-        let limits = Limits { cpu: MilliCpu(1000), memory: Mib(64), pids: 16 };
+        let limits =
+            Limits { cpu: MilliCpu(1000), cpu_weight: 100, memory: Mib(64), pids: 16, io: None };
         let cgroup = self.tree.create(&name, limits)?;
         let run = RunFolder::create(self.runs.path(), &name)?;
         let uid = 200_000 + number;
@@ -53,7 +54,6 @@ impl Maker {
             cgroup: &cgroup,
             identity: Identity { uid, gid: uid },
             limits: ProcessLimits { descriptors: 100, threads: 16, file_bytes: 1 << 30 },
-            own_cores: false,
             handover: Handover::default(),
             config: b"",
             log: run.log("vmm.log")?,

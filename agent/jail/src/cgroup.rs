@@ -11,10 +11,13 @@ use holdfast_model::{Mib, MilliCpu};
 use log::{info, warn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::JailError;
+use crate::{BlockDevice, JailError};
 
 /// What a sandbox's cgroup cannot do without.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// Bounds disk traffic. A node works without it, less fairly.
+const IO_CONTROLLER: &str = "io";
 
 /// Microseconds of one CPU accounting period: the kernel's default, short enough that a sandbox
 /// held to a quarter of a CPU stutters by less than a tenth of a second.
@@ -23,21 +26,43 @@ const CPU_PERIOD_US: u64 = 100_000;
 /// How long killed processes may take to go. Freeing gigabytes of guest memory takes most of it.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
-/// What one cgroup may use.
+/// What one cgroup may use; `docs/limits.md` has the reasons.
+///
+/// `memory.high` is left alone. It makes a cgroup reclaim before its maximum, and a guest's memory
+/// is shared memory, which without swap cannot be reclaimed: vCPUs would be slowed down to no end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     pub cpu: MilliCpu,
+    /// Share of a CPU that several want, 1 to 10000. 100 is what a cgroup has by itself.
+    pub cpu_weight: u32,
     /// Guest memory and what its VMM needs beside it. Swap is 0.
     pub memory: Mib,
     /// Processes and threads.
     pub pids: u32,
+    /// `None`: as much as the device gives.
+    pub io: Option<IoLimits>,
 }
 
-/// What one cgroup has used.
+/// How quickly one device may be read, and as quickly written. 0 of either means no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoLimits {
+    pub device: BlockDevice,
+    pub bytes_per_second: u64,
+    pub operations_per_second: u64,
+}
+
+/// What one cgroup has used. What its kernel does not count is 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     pub cpu_us: u64,
+    /// How long it had something to run and was held back.
+    pub throttled_us: u64,
     pub memory_bytes: u64,
+    pub memory_peak_bytes: u64,
+    pub pids: u64,
+    /// Of every block device.
+    pub io_read_bytes: u64,
+    pub io_written_bytes: u64,
 }
 
 /// The folder whose sub-cgroups are the sandboxes.
@@ -69,6 +94,12 @@ impl CgroupTree {
             }
             None => Ok(()),
         }
+    }
+
+    /// Whether disk traffic can be bounded. True only after [`Self::prepare`].
+    pub fn bounds_io(&self) -> bool {
+        let offered = fs::read_to_string(self.root.join("cgroup.subtree_control"));
+        offered.is_ok_and(|list| list.split_whitespace().any(|c| c == IO_CONTROLLER))
     }
 
     /// Makes the cgroup `name`, empty and limited.
@@ -124,7 +155,7 @@ impl CgroupTree {
 /// Turns on each controller by itself: one that is not offered must not keep the others off. What
 /// is missing in the end is the caller's to find.
 fn offer(folder: &Path) {
-    for controller in CONTROLLERS {
+    for controller in CONTROLLERS.into_iter().chain([IO_CONTROLLER]) {
         let _ = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
     }
 }
@@ -164,6 +195,7 @@ impl Cgroup {
     fn limit(&self, limits: Limits) -> Result<(), JailError> {
         self.limit_cpu(limits.cpu)?;
         let settings = [
+            ("cpu.weight", limits.cpu_weight.to_string()),
             ("memory.max", limits.memory.bytes().to_string()),
             // A microVM with one thread killed is of no use: all of it goes, or none.
             ("memory.oom.group", "1".to_owned()),
@@ -171,6 +203,9 @@ impl Cgroup {
         ];
         for (file, value) in settings {
             fs::write(self.path.join(file), value).map_err(self.failed("limit"))?;
+        }
+        if let Some(io) = limits.io {
+            fs::write(self.path.join("io.max"), io.line()).map_err(self.failed("limit"))?;
         }
         match fs::write(self.path.join("memory.swap.max"), "0") {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()), // A kernel without swap.
@@ -225,13 +260,30 @@ impl Drop for Cgroup {
     }
 }
 
+impl IoLimits {
+    /// As `io.max` takes it.
+    fn line(&self) -> String {
+        let amount = |n: u64| if n == 0 { "max".to_owned() } else { n.to_string() };
+        let (bytes, operations) =
+            (amount(self.bytes_per_second), amount(self.operations_per_second));
+        let device = self.device;
+        format!("{device} rbps={bytes} wbps={bytes} riops={operations} wiops={operations}")
+    }
+}
+
 /// What the cgroup at `path` has used; zeros when it is gone.
 pub fn cgroup_usage(path: &Path) -> Usage {
-    let cpu = fs::read_to_string(path.join("cpu.stat")).unwrap_or_default();
-    let memory = fs::read_to_string(path.join("memory.current")).unwrap_or_default();
+    let read = |file: &str| fs::read_to_string(path.join(file)).unwrap_or_default();
+    let number = |file: &str| read(file).trim().parse().unwrap_or(0);
+    let (cpu, io) = (read("cpu.stat"), read("io.stat"));
     Usage {
         cpu_us: field(&cpu, "usage_usec").unwrap_or(0),
-        memory_bytes: memory.trim().parse().unwrap_or(0),
+        throttled_us: field(&cpu, "throttled_usec").unwrap_or(0),
+        memory_bytes: number("memory.current"),
+        memory_peak_bytes: number("memory.peak"),
+        pids: number("pids.current"),
+        io_read_bytes: sum_of(&io, "rbytes="),
+        io_written_bytes: sum_of(&io, "wbytes="),
     }
 }
 
@@ -255,9 +307,31 @@ fn field(text: &str, name: &str) -> Option<u64> {
         .and_then(|(_, value)| value.trim().parse().ok())
 }
 
+/// The sum of the numbers behind `name` in a file of `device name=number …` lines.
+fn sum_of(text: &str, name: &str) -> u64 {
+    text.split_whitespace()
+        .filter_map(|word| word.strip_prefix(name))
+        .filter_map(|number| number.parse::<u64>().ok())
+        .fold(0, u64::saturating_add)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_bytes_of_every_device_are_summed() {
+        let text = "8:0 rbytes=10 wbytes=4096 rios=1\n253:0 rbytes=5 wbytes=0 rios=1\n";
+        assert_eq!((sum_of(text, "rbytes="), sum_of(text, "wbytes=")), (15, 4096));
+        assert_eq!(sum_of("", "rbytes="), 0);
+    }
+
+    #[test]
+    fn a_rate_of_zero_is_no_limit() {
+        let device = BlockDevice { major: 8, minor: 16 };
+        let io = IoLimits { device, bytes_per_second: 1000, operations_per_second: 0 };
+        assert_eq!(io.line(), "8:16 rbps=1000 wbps=1000 riops=max wiops=max");
+    }
 
     #[test]
     fn a_field_is_found_by_its_whole_name() {

@@ -46,6 +46,12 @@ pub enum JailError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot keep process {pid} apart from others on the threads of a core")]
+    Cores {
+        pid: u32,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot start {}", program.display())]
     Spawn {
         program: PathBuf,
@@ -73,6 +79,9 @@ impl JailError {
                 "holdfastd needs its capabilities (see its unit), and agent and shim must be of one build"
             }
             Self::Identify { .. } => "holdfastd needs /proc, without hidepid",
+            Self::Cores { .. } => {
+                "the kernel needs CONFIG_SCHED_CORE; or set host.smt to \"off\" or \"ignore\""
+            }
             Self::Spawn { .. } => {
                 "see paths.vmm, paths.shim and paths.convert: are they there and executable?"
             }

@@ -3,7 +3,9 @@
 //! Each is a guard: dropping it takes it back, and what a killed agent could not drop is found by
 //! its name at the next start. Dropping may block for some milliseconds: do it off async threads.
 
+mod block;
 mod cgroup;
+mod cores;
 mod error;
 mod jailer;
 mod memory;
@@ -15,7 +17,9 @@ mod shim;
 mod sys;
 mod vmm;
 
-pub use cgroup::{Cgroup, CgroupTree, Limits, Usage, cgroup_usage};
+pub use block::BlockDevice;
+pub use cgroup::{Cgroup, CgroupTree, IoLimits, Limits, Usage, cgroup_usage};
+pub use cores::{cores_can_be_kept_apart, keep_cores_apart};
 pub use error::JailError;
 pub use jailer::Jailer;
 pub use memory::{guest_memory, sealed_bytes};

@@ -40,9 +40,6 @@ pub struct VmmPlan<'a> {
     pub cgroup: &'a Cgroup,
     pub identity: Identity,
     pub limits: ProcessLimits,
-    /// No other sandbox's thread runs beside its own on one core. Does nothing where a core has
-    /// one thread.
-    pub own_cores: bool,
     pub handover: Handover,
     /// The configuration's frame.
     pub config: &'a [u8],
@@ -88,7 +85,6 @@ impl VmmProcess {
         let orders = Orders {
             identity: plan.identity,
             limits: plan.limits,
-            own_cores: plan.own_cores,
             numbers: plan.handover.numbers(),
             arguments: arguments.map(str::to_owned).collect(),
         };

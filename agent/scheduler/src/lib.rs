@@ -24,14 +24,34 @@ pub struct Demand {
 /// What is short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Full {
-    #[error("no free memory for {wanted} ({free} free)")]
-    Memory { wanted: Mib, free: Mib },
-    #[error("no free CPU for {wanted} ({free} free)")]
-    Cpu { wanted: MilliCpu, free: MilliCpu },
+    #[error("no free memory for {wanted} ({reserved} of {offered} reserved, {free} free)")]
+    Memory { wanted: Mib, reserved: Mib, offered: Mib, free: Mib },
+    #[error("no free CPU for {wanted} ({reserved} of {offered} reserved, {free} free)")]
+    Cpu { wanted: MilliCpu, reserved: MilliCpu, offered: MilliCpu, free: MilliCpu },
     #[error("no free disk for {wanted} ({free} free)")]
     Disk { wanted: Mib, free: Mib },
     #[error("no place for another sandbox (the node holds {max} at most)")]
     Count { max: u32 },
+}
+
+/// How often each kind of shortage refused a sandbox.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Refusals {
+    pub memory: u64,
+    pub cpu: u64,
+    pub disk: u64,
+    pub count: u64,
+}
+
+impl Refusals {
+    fn note(&mut self, full: &Full) {
+        *match full {
+            Full::Memory { .. } => &mut self.memory,
+            Full::Cpu { .. } => &mut self.cpu,
+            Full::Disk { .. } => &mut self.disk,
+            Full::Count { .. } => &mut self.count,
+        } += 1;
+    }
 }
 
 impl Full {
@@ -39,9 +59,13 @@ impl Full {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Memory { .. } => {
-                "delete a sandbox, ask for less, or raise capacity.memory_factor"
+                "delete a sandbox, ask for less, or raise capacity.memory_factor; \
+                 `holdfast node status` lists who has what"
             }
-            Self::Cpu { .. } => "delete a sandbox, ask for less, or raise capacity.cpu_factor",
+            Self::Cpu { .. } => {
+                "delete a sandbox, ask for less, or raise capacity.cpu_factor; \
+                 `holdfast node status` lists who has what"
+            }
             Self::Disk { .. } => "delete sandboxes or run `holdfast image gc`",
             Self::Count { .. } => "delete a sandbox, or raise limits.sandboxes_max",
         }
@@ -53,6 +77,7 @@ struct Used {
     cpu_milli: u64,
     memory_mib: u64,
     count: u32,
+    refusals: Refusals,
 }
 
 /// Hands out the node's CPU and memory.
@@ -72,23 +97,44 @@ impl Scheduler {
     /// Takes a share, or says what is short. `disk_free` is what the state file system has now.
     pub fn admit(self: &Arc<Self>, demand: Demand, disk_free: Mib) -> Result<Reservation, Full> {
         let mut used = self.used();
-        if used.count >= self.sandboxes_max {
-            return Err(Full::Count { max: self.sandboxes_max });
-        }
-        let free = self.free_of(&used);
-        if demand.memory > free.memory {
-            return Err(Full::Memory { wanted: demand.memory, free: free.memory });
-        }
-        if demand.cpu > free.cpu {
-            return Err(Full::Cpu { wanted: demand.cpu, free: free.cpu });
-        }
-        if demand.disk_start > disk_free {
-            return Err(Full::Disk { wanted: demand.disk_start, free: disk_free });
+        if let Some(full) = self.shortage(&used, demand, disk_free) {
+            used.refusals.note(&full);
+            return Err(full);
         }
         used.cpu_milli += u64::from(demand.cpu.0);
         used.memory_mib += u64::from(demand.memory.0);
         used.count += 1;
         Ok(Reservation { scheduler: Arc::clone(self), demand })
+    }
+
+    fn shortage(&self, used: &Used, demand: Demand, disk_free: Mib) -> Option<Full> {
+        let (offered, free) = (self.limits, self.free_of(used));
+        if used.count >= self.sandboxes_max {
+            return Some(Full::Count { max: self.sandboxes_max });
+        }
+        if demand.memory > free.memory {
+            return Some(Full::Memory {
+                wanted: demand.memory,
+                reserved: Mib(offered.memory.0 - free.memory.0),
+                offered: offered.memory,
+                free: free.memory,
+            });
+        }
+        if demand.cpu > free.cpu {
+            return Some(Full::Cpu {
+                wanted: demand.cpu,
+                reserved: MilliCpu(offered.cpu.0 - free.cpu.0),
+                offered: offered.cpu,
+                free: free.cpu,
+            });
+        }
+        (demand.disk_start > disk_free)
+            .then_some(Full::Disk { wanted: demand.disk_start, free: disk_free })
+    }
+
+    /// Since this scheduler was made.
+    pub fn refusals(&self) -> Refusals {
+        self.used().refusals
     }
 
     pub fn limits(&self) -> Capacity {
@@ -156,17 +202,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_short_is_said_with_what_was_wanted_and_what_is_free() {
+    fn what_is_short_is_counted_and_said_with_what_was_wanted_reserved_and_free() {
         let node = node(1000, 1024);
         let _held = node.admit(demand(750, 512), PLENTY).unwrap();
         let cases = [
-            (demand(250, 513), PLENTY, "no free memory for 513Mi (512Mi free)"),
-            (demand(251, 512), PLENTY, "no free CPU for 251m (250m free)"),
+            (
+                demand(250, 513),
+                PLENTY,
+                "no free memory for 513Mi (512Mi of 1024Mi reserved, 512Mi free)",
+            ),
+            (demand(251, 512), PLENTY, "no free CPU for 251m (750m of 1000m reserved, 250m free)"),
             (demand(250, 512), Mib(99), "no free disk for 100Mi (99Mi free)"),
         ];
         for (demand, disk_free, text) in cases {
             assert_eq!(node.admit(demand, disk_free).unwrap_err().to_string(), text);
         }
+        let refused = Refusals { memory: 1, cpu: 1, disk: 1, count: 0 };
+        assert_eq!(node.refusals(), refused);
     }
 
     #[test]
@@ -183,6 +235,7 @@ mod tests {
         let node = node(100_000, 100_000);
         let _held: Vec<_> = (0..3).map(|_| node.admit(demand(1, 1), PLENTY).unwrap()).collect();
         assert_eq!(node.admit(demand(1, 1), PLENTY).unwrap_err(), Full::Count { max: 3 });
+        assert_eq!(node.refusals(), Refusals { count: 1, ..Refusals::default() });
     }
 
     proptest! {

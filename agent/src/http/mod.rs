@@ -9,7 +9,9 @@ mod exec_stream;
 mod files;
 mod groups;
 mod guard;
+mod metrics;
 mod node;
+mod node_status;
 mod output;
 mod paging;
 mod problem;
@@ -25,12 +27,13 @@ use std::{
 
 use holdfast_api::model::GroupKey;
 use holdfast_store::Store;
-use tokio::sync::{RwLock, RwLockReadGuard};
+use tokio::sync::{Mutex, RwLock, RwLockReadGuard};
 
 pub(crate) use self::{calls::Calls, groups::default_group, output::Budget, router::router};
 use self::{problem::Problem, request::no_group};
 use crate::{
-    audit::AuditLog, auth::Tokens, config::Config, images::Images, sandbox::Registry, tls::Serving,
+    audit::AuditLog, auth::Tokens, config::Config, images::Images, metrics::Metrics,
+    sandbox::Registry, tls::Serving,
 };
 
 /// What the handlers work with.
@@ -39,6 +42,9 @@ pub(crate) struct App {
     pub(crate) store: Arc<Store>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) images: Arc<Images>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Held by whoever brings the metrics up to date.
+    pub(crate) measuring: Mutex<()>,
     pub(crate) tokens: Tokens,
     pub(crate) audit: Arc<AuditLog>,
     /// The last line could not be written.

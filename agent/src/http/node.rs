@@ -46,9 +46,7 @@ pub(super) async fn info(State(app): State<Arc<App>>) -> Result<Response, Proble
         let state = PublicState::from(record.state).as_str().to_owned();
         *sandboxes.entry(state).or_insert(0) += 1;
     }
-    let (capacity, free) = (app.registry.limits(), app.registry.free());
-    let cores = |amount: MilliCpu| f64::from(amount.0) / 1000.0;
-    let mib = |amount: Mib| f64::from(amount.0);
+    let (cpus, memory_mib) = promised(&app);
     let state = app.config.paths.state.clone();
     let (memory_used_mib, disk_mib, os_release) = off_thread(move || {
         (memory_used_mib().unwrap_or(0), disk_use(&state).unwrap_or_default(), os_release())
@@ -60,14 +58,8 @@ pub(super) async fn info(State(app): State<Arc<App>>) -> Result<Response, Proble
         os_release,
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         addresses: tls::addresses().into_iter().map(|address| address.to_string()).collect(),
-        cpus: Amounts {
-            capacity: cores(capacity.cpu),
-            reserved: cores(capacity.cpu) - cores(free.cpu),
-        },
-        memory_mib: Amounts {
-            capacity: mib(capacity.memory),
-            reserved: mib(capacity.memory) - mib(free.memory),
-        },
+        cpus,
+        memory_mib,
         memory_used_mib,
         disk_mib,
         sandboxes,
@@ -76,7 +68,16 @@ pub(super) async fn info(State(app): State<Arc<App>>) -> Result<Response, Proble
     Ok(json(200, &info))
 }
 
-fn text(status: u16, text: String) -> Response {
+/// CPUs and memory that may be promised to sandboxes, and that are.
+pub(super) fn promised(app: &App) -> (Amounts, Amounts) {
+    let (capacity, free) = (app.registry.limits(), app.registry.free());
+    let cpus = |amount: MilliCpu| f64::from(amount.0) / 1000.0;
+    let mib = |amount: Mib| f64::from(amount.0);
+    let amounts = |capacity: f64, free: f64| Amounts { capacity, reserved: capacity - free };
+    (amounts(cpus(capacity.cpu), cpus(free.cpu)), amounts(mib(capacity.memory), mib(free.memory)))
+}
+
+pub(super) fn text(status: u16, text: String) -> Response {
     let mut response = super::answer::empty(status);
     *response.body_mut() = Body::from(text);
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -111,7 +112,7 @@ fn kib_of(text: &str, name: &str) -> Option<u64> {
     rest.trim().strip_suffix(" kB")?.parse().ok()
 }
 
-fn disk_use(folder: &std::path::Path) -> std::io::Result<DiskUse> {
+pub(super) fn disk_use(folder: &std::path::Path) -> std::io::Result<DiskUse> {
     let stat = rustix::fs::statvfs(folder)?;
     let mib = |blocks: u64| blocks.saturating_mul(stat.f_frsize) / Mib(1).bytes();
     Ok(DiskUse { total: mib(stat.f_blocks), available: mib(stat.f_bavail) })

@@ -12,8 +12,8 @@ use axum::{
 use holdfast_api::{error::Code, path};
 
 use super::{
-    App, disk_images, exec, exec_stream, files, groups, guard::guard, node, problem::Problem,
-    request::shortened, sandboxes,
+    App, disk_images, exec, exec_stream, files, groups, guard::guard, metrics, node, node_status,
+    problem::Problem, request::shortened, sandboxes,
 };
 
 const GROUP: &str = "/subscriptions/{sub}/resourceGroups/{rg}/sandboxGroups/{group}";
@@ -64,7 +64,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&app), guard));
     // The open ones first: the fallback of the guarded ones serves the rest.
-    open.merge(guarded).with_state(app)
+    let counted = middleware::from_fn_with_state(Arc::clone(&app), metrics::count);
+    open.merge(guarded).layer(counted).with_state(app)
 }
 
 fn data_plane() -> Router<Arc<App>> {
@@ -99,7 +100,11 @@ fn arm() -> Router<Arc<App>> {
 fn own() -> Router<Arc<App>> {
     let at = |rest: &str| format!("/v1{GROUP}/{rest}");
     Router::new()
+        .route(path::METRICS, get(metrics::scrape))
         .route(path::NODE, get(node::info))
+        .route(path::NODE_STATUS, get(node_status::status))
+        .route(path::NODE_DOCTOR, get(node_status::doctor))
+        .route(path::NODE_BUNDLE, get(node_status::bundle))
         .route(path::IMAGES_GC, post(disk_images::gc))
         .route(&at("sandboxes/{id}/details"), get(sandboxes::details))
         .route(&at("sandboxes/{id}/exec"), get(exec_stream::exec))

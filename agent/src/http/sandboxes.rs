@@ -92,15 +92,7 @@ fn vmm(runtime: &RuntimeDetails) -> VmmDetails {
 }
 
 fn phases(runtime: &RuntimeDetails) -> Vec<Phase> {
-    let phases = &runtime.phases;
-    [
-        ("prepare", phases.prepare_ms),
-        ("spawn", phases.spawn_ms),
-        ("boot", phases.boot_ms),
-        ("start", phases.start_ms),
-    ]
-    .map(|(name, ms)| Phase { name: name.to_owned(), ms })
-    .into()
+    runtime.phases.list().map(|(name, ms)| Phase { name: name.to_owned(), ms }).into()
 }
 
 fn sandbox(record: &SandboxRecord) -> Sandbox {

@@ -32,6 +32,9 @@ const CONVERSION_PATIENCE: Duration = Duration::from_secs(2 * 60 * 60);
 /// Memory of a conversion, page cache of its writes included: a hostile layer ends its own pull.
 const MEMORY: Mib = Mib(512);
 
+/// Half of what a sandbox of one CPU has: somebody waits for those more than for an image.
+const CPU_WEIGHT: u32 = 50;
+
 /// Threads of a conversion: a few per layer under way.
 const PIDS_MAX: u32 = 128;
 
@@ -163,8 +166,10 @@ impl Converter {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let limits = Limits {
             cpu: MilliCpu(u32::try_from(cpus * 1000).unwrap_or(u32::MAX)),
+            cpu_weight: CPU_WEIGHT,
             memory: MEMORY,
             pids: PIDS_MAX,
+            io: None,
         };
         let name = format!("{CONVERT_CGROUP_PREFIX}{number}");
         let made = self.cgroups.prepare().and_then(|()| self.cgroups.create(&name, limits));

@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fs_err as fs;
@@ -30,7 +30,10 @@ use super::{
     gc, public,
     store::{self, Stores, as_owner},
 };
-use crate::{blocking::off_thread, config::Config, error_chain::error_chain, sandbox::now_ms};
+use crate::{
+    blocking::off_thread, config::Config, error_chain::error_chain, metrics::Metrics,
+    sandbox::now_ms,
+};
 
 /// Conversions at once. Each keeps a CPU busy and the disk too: more would only take turns.
 const CONVERSIONS_MAX: usize = 2;
@@ -74,11 +77,16 @@ pub struct Images {
     stopping: AtomicBool,
     tasks: TaskTracker,
     gc_above_percent: u8,
+    metrics: Arc<Metrics>,
 }
 
 impl Images {
     /// Repairs what an earlier agent left, then is ready.
-    pub async fn start(config: &Config, store: Arc<Store>) -> Result<Arc<Self>, ImageError> {
+    pub async fn start(
+        config: &Config,
+        store: Arc<Store>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, ImageError> {
         let paths = &config.paths;
         let images = Arc::new(Self {
             stores: Stores { baked: paths.baked_images.clone(), writable: paths.images() },
@@ -98,6 +106,7 @@ impl Images {
             stopping: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             gc_above_percent: config.images.gc_above_percent,
+            metrics,
         });
         let own = Arc::clone(&images);
         off_thread(move || own.recover()).await?;
@@ -200,6 +209,7 @@ impl Images {
     /// One conversion, to its records.
     async fn fly(&self, departure: Departure, input: Input) {
         let Departure { number, progress, cancel } = departure;
+        let began = Instant::now();
         let _converting = self.converting.read().await;
         let work = async {
             // The semaphore is never closed, and without a turn there is only less order.
@@ -214,6 +224,7 @@ impl Images {
                 hint: "delete it and make it again".to_owned(),
             }),
         };
+        self.metrics.converted(outcome.is_ok(), began.elapsed());
         let members = self.flights().land(number);
         for id in members {
             self.finish(&id, outcome.clone()).await;

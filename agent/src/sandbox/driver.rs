@@ -3,7 +3,7 @@
 
 use std::{
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -11,7 +11,7 @@ use holdfast_jail::{CgroupTree, Jailer};
 use holdfast_model::{Event, State};
 use holdfast_scheduler::Reservation;
 use holdfast_store::{SandboxRecord, Store};
-use holdfast_wire::vmm::{self, Exit};
+use holdfast_wire::vmm::{self, Exit, Reply, ToVmm};
 use log::{info, warn};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -24,12 +24,15 @@ use super::{
     disk::Disks,
     guest::GuestLink,
     launch::{self, BootError, Booted, Machine, ms_since},
+    limits::IoPolicy,
     uid::Uids,
 };
 use crate::{
     blocking::off_thread,
+    config::Smt,
     error_chain::error_chain,
     images::{Images, Located},
+    metrics::{End, Metrics},
 };
 
 /// Asks waiting for one sandbox. It takes few kinds, and one waiting of each would do: more means
@@ -45,15 +48,23 @@ const STOP_PATIENCE: Duration = Duration::from_secs(15);
 /// How long to wait for the other sign of an end (wait status, last message) when one came.
 const SECOND_SIGN_PATIENCE: Duration = Duration::from_millis(500);
 
+/// How long a VMM is waited for that is asked for its counters only: it answers at once, or it is
+/// asked again the next time.
+const COUNT_PATIENCE: Duration = Duration::from_secs(1);
+
 /// What every driver shares.
 pub(super) struct Node {
     pub(super) store: Arc<Store>,
     pub(super) images: Arc<Images>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) disks: Disks,
     pub(super) uids: Uids,
     /// Launches under way.
     pub(super) launches: Semaphore,
     pub(super) cgroups: CgroupTree,
+    /// `None`: disk traffic is not bounded.
+    pub(super) io: Option<IoPolicy>,
+    pub(super) smt: Smt,
     /// Folder of the run folders.
     pub(super) run: PathBuf,
     pub(super) vmm: PathBuf,
@@ -87,6 +98,23 @@ pub(super) struct Live {
     pub(super) vmm_pid: u32,
     pub(super) cgroup: PathBuf,
     pub(super) phases: BootPhases,
+    /// What of the VMM's counters is in the metrics.
+    pub(super) counted: Mutex<vmm::Stats>,
+}
+
+impl Live {
+    /// Asks the VMM for its counters and adds what is new to the metrics.
+    pub(super) async fn count(&self, metrics: &Metrics) {
+        let Ok(Ok(Reply::Stats(now))) =
+            timeout(COUNT_PATIENCE, self.control.ask(ToVmm::Stats)).await
+        else {
+            return;
+        };
+        // Counters are only read and replaced under the lock.
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        metrics.counted(&counted, &now);
+        *counted = now;
+    }
 }
 
 /// What a launch needs besides the record.
@@ -152,6 +180,7 @@ impl Driver {
         let mut machine = match prepared {
             Ok(machine) => machine,
             Err(error) => {
+                node.metrics.boot_failed();
                 self.fail(error_chain(&error)).await;
                 return None;
             }
@@ -186,9 +215,14 @@ impl Driver {
         };
         match booted {
             Ok(booted) => return Booting::Booted(booted),
-            Err(BootError::Failed(error)) => self.lose(machine, error_chain(&error)).await,
+            Err(BootError::Failed(error)) => {
+                node.metrics.boot_failed();
+                self.lose(machine, error_chain(&error)).await;
+            }
             Err(BootError::Ended(last_word)) => {
-                let reason = machine.post_mortem(last_word);
+                let (end, reason) = machine.post_mortem(last_word);
+                node.metrics.boot_failed();
+                node.metrics.ended(end);
                 self.lose(machine, format!("booting failed: {reason}")).await;
             }
         }
@@ -212,15 +246,18 @@ impl Driver {
         phases: BootPhases,
     ) -> Option<Ask> {
         let Booted { control, mut events, guest } = booted;
-        let live = Live {
+        let node = Arc::clone(&self.node);
+        let live = Arc::new(Live {
             control,
             guest: guest.clone(),
             vmm_pid: machine.vmm_pid(),
             cgroup: machine.cgroup_path().to_owned(),
             phases,
-        };
+            counted: Mutex::default(),
+        });
+        node.metrics.booted(&phases);
         // In this order: whoever sees Running must find the way in.
-        self.status.send_modify(|status| status.live = Some(Arc::new(live)));
+        self.status.send_modify(|status| status.live = Some(Arc::clone(&live)));
         self.change(Event::GuestReady, None).await;
         info!(
             id:% = self.record.id, vmm_pid = machine.vmm_pid(), turn_ms = phases.turn_ms, prepare_ms = phases.prepare_ms,
@@ -230,8 +267,14 @@ impl Driver {
         loop {
             tokio::select! {
                 ask = self.inbox.recv() => match ask {
-                    Some(Ask::Delete) => return Some(Ask::Delete),
+                    Some(Ask::Delete) => {
+                        live.count(&node.metrics).await;
+                        node.metrics.ended(End::Deleted);
+                        return Some(Ask::Delete);
+                    }
                     Some(Ask::Stop) | None => {
+                        live.count(&node.metrics).await;
+                        node.metrics.ended(End::AgentStopped);
                         self.stop(machine, &guest).await;
                         return Some(Ask::Stop);
                     }
@@ -243,6 +286,7 @@ impl Driver {
                     }
                     Some(vmm::Event::DeviceStopped { device, reason }) => {
                         warn!(id:% = self.record.id, device:%, reason:%; "a device was stopped");
+                        node.metrics.device_stopped();
                     }
                     Some(vmm::Event::GuestReady) => {}
                     None => {
@@ -262,7 +306,8 @@ impl Driver {
 
     /// The machine ended by itself.
     async fn bury(&mut self, machine: &mut Machine, last_word: Option<Exit>) {
-        let reason = machine.post_mortem(last_word);
+        let (end, reason) = machine.post_mortem(last_word);
+        self.node.metrics.ended(end);
         self.lose(machine, reason).await;
     }
 

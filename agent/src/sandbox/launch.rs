@@ -10,15 +10,16 @@ use std::{
 
 use fs_err as fs;
 use holdfast_jail::{
-    Cgroup, Handover, Identity, Limits, ProcessLimits, RunFolder, VmmPlan, VmmProcess, guest_memory,
+    Cgroup, Handover, Identity, ProcessLimits, RunFolder, VmmPlan, VmmProcess, guest_memory,
+    keep_cores_apart,
 };
-use holdfast_model::{Mib, MilliCpu};
 use holdfast_scheduler::Reservation;
 use holdfast_store::SandboxRecord;
 use holdfast_wire::{
     WIRE_VERSION, frame,
     vmm::{Config, Disk, Event, Exit, Reply, Segment, Serial, ToVmm},
 };
+use rustix::process::Signal;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::mpsc,
@@ -30,27 +31,13 @@ use super::{
     control::{Control, ControlError},
     driver::Node,
     guest::GuestLink,
-    settings,
+    limits, settings,
     uid::UidLease,
 };
-use crate::images::Located;
-
-/// What a VMM needs beside the guest's memory: its own pages (8 MiB at most), the kernel's tables
-/// for the guest's memory, and page cache of its disk's writes on their way out.
-pub(super) const VMM_OVERHEAD: Mib = Mib(64);
-
-/// The shim, and threads of a VMM: vCPUs, one for events, workers of its disks. Far below what
-/// could hurt.
-const VMM_PIDS_MAX: u32 = 96;
-
-/// Descriptors of a VMM: 256 vsock connections, those handed over, some for each device and vCPU.
-const VMM_FDS_MAX: u32 = 1024;
+use crate::{config::Smt, images::Located, metrics::End};
 
 /// Bytes of serial output kept. The console is quiet: what comes is a panic, and that fits.
 const SERIAL_BYTES_MAX: u64 = 256 * 1024;
-
-/// By this signal the kernel ends a process that made a system call its filter does not allow.
-const SIGSYS: i32 = 31;
 
 const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1 reboot=k";
 
@@ -82,6 +69,19 @@ pub struct BootPhases {
     pub start_ms: u64,
 }
 
+impl BootPhases {
+    /// Names and milliseconds, in their order.
+    pub fn list(&self) -> [(&'static str, u64); 5] {
+        [
+            ("turn", self.turn_ms),
+            ("prepare", self.prepare_ms),
+            ("spawn", self.spawn_ms),
+            ("boot", self.boot_ms),
+            ("start", self.start_ms),
+        ]
+    }
+}
+
 /// A VMM and everything it was lent, in the order of return. Dropping it blocks.
 pub(super) struct Machine {
     process: VmmProcess,
@@ -109,13 +109,7 @@ impl Machine {
         let resources = record.spec.resources;
         let disk = node.disks.create(&record.id, resources.disk).map_err(LaunchError::Disk)?;
         let uid = node.uids.lease();
-        let limits = Limits {
-            // A boot has whole CPUs: held to a quarter of one it would take four times as long and
-            // use no less. Boots take turns instead.
-            cpu: MilliCpu(u32::from(resources.vcpus()) * 1000),
-            memory: reservation.demand().memory,
-            pids: VMM_PIDS_MAX,
-        };
+        let limits = limits::at_boot(resources, reservation.demand().memory, node.io);
         node.cgroups.prepare()?;
         let cgroup = node.cgroups.create(record.id.as_str(), limits)?;
         let run = RunFolder::create(&node.run, record.id.as_str())?;
@@ -159,15 +153,18 @@ impl Machine {
             cgroup: &cgroup,
             identity: Identity { uid: uid.uid(), gid: uid.uid() },
             limits: ProcessLimits {
-                descriptors: VMM_FDS_MAX,
-                threads: VMM_PIDS_MAX,
+                descriptors: limits::VMM_FDS_MAX,
+                threads: limits::VMM_PIDS_MAX,
                 file_bytes: resources.disk.bytes(),
             },
-            own_cores: false,
             handover,
             config: &frame,
             log: run.log("vmm.log")?,
         })?;
+        if node.smt == Smt::CoreScheduling {
+            // Before the order to boot: nothing of the guest's has run on any core yet.
+            keep_cores_apart(process.pid())?;
+        }
         Ok(Self { process, cgroup, run, _uid: uid, _reservation: reservation })
     }
 
@@ -192,14 +189,15 @@ impl Machine {
     }
 
     /// Why it ended, from the VMM's own last word if there was one, its wait status, and its
-    /// cgroup. Ends it if it runs still.
-    pub(super) fn post_mortem(&mut self, last_word: Option<Exit>) -> String {
+    /// cgroup: in one word and in a sentence. Ends it if it runs still.
+    pub(super) fn post_mortem(&mut self, last_word: Option<Exit>) -> (End, String) {
         if last_word.is_none() {
             self.process.kill();
         }
         let out_of_memory = self.cgroup.ran_out_of_memory();
         let status = self.process.ended();
-        describe_end(last_word, status, out_of_memory)
+        let end = end_of(last_word.as_ref(), status, out_of_memory);
+        (end, describe_end(last_word, status, out_of_memory))
     }
 
     /// The last lines of the guest's serial port and of the VMM's log, for the agent's log.
@@ -302,6 +300,25 @@ async fn guest_ready(events: &mut mpsc::Receiver<Event>) -> Result<(), Option<Ex
     }
 }
 
+/// Why a machine ended, for counting.
+fn end_of(last_word: Option<&Exit>, status: Option<ExitStatus>, out_of_memory: bool) -> End {
+    let code = status.and_then(|status| status.code());
+    match last_word.cloned().or_else(|| code.and_then(Exit::from_code)) {
+        Some(Exit::PowerOff) => End::PowerOff,
+        Some(Exit::Reset) => End::Reset,
+        Some(Exit::GuestPanic) => End::GuestPanic,
+        Some(Exit::GuestFault(_)) => End::GuestFault,
+        Some(Exit::Killed) => End::Killed,
+        Some(Exit::VmmError(_)) => End::VmmError,
+        None if out_of_memory => End::OutOfMemory,
+        None => match status.and_then(|status| status.signal()) {
+            Some(signal) if signal == Signal::SYS.as_raw() => End::Seccomp,
+            Some(_) => End::Signal,
+            None => End::Unknown,
+        },
+    }
+}
+
 /// Says in words why a machine ended.
 pub(super) fn describe_end(
     last_word: Option<Exit>,
@@ -321,12 +338,11 @@ pub(super) fn describe_end(
         (None, _) if out_of_memory => {
             "the VMM was killed: it used up the memory of its cgroup".to_owned()
         }
-        (None, Some(status)) if status.signal() == Some(SIGSYS) => {
-            "the VMM was killed by its system call filter".to_owned()
-        }
         (None, Some(status)) => {
             let how = holdfast_jail::in_words(status);
-            if status.code().is_some() {
+            if end_of(None, Some(status), false) == End::Seccomp {
+                "the VMM was killed by its system call filter".to_owned()
+            } else if status.code().is_some() {
                 format!("the VMM ended with {how}; its log may say why")
             } else {
                 format!("the VMM was killed by {how}")
@@ -389,6 +405,28 @@ mod tests {
         ];
         for (word, status, oom, text) in cases {
             assert_eq!(describe_end(word, status, oom), text);
+        }
+    }
+
+    #[test]
+    fn every_end_is_counted_as_what_it_was() {
+        let signal = |number| Some(ExitStatus::from_raw(number));
+        let code = |code: i32| Some(ExitStatus::from_raw(code << 8));
+        let cases = [
+            (Some(Exit::GuestPanic), signal(9), true, End::GuestPanic),
+            (None, code(0), false, End::PowerOff),
+            (None, code(10), false, End::Reset),
+            (None, code(12), false, End::GuestFault),
+            (None, code(13), false, End::Killed),
+            (None, code(1), false, End::VmmError),
+            (None, signal(9), true, End::OutOfMemory),
+            (None, signal(31), false, End::Seccomp),
+            (None, signal(11), false, End::Signal),
+            (None, code(101), false, End::Unknown),
+            (None, None, false, End::Unknown),
+        ];
+        for (word, status, oom, end) in cases {
+            assert_eq!(end_of(word.as_ref(), status, oom), end, "{word:?} {status:?}");
         }
     }
 }

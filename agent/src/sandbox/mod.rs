@@ -6,6 +6,7 @@ mod driver;
 mod error;
 mod guest;
 mod launch;
+mod limits;
 mod recover;
 mod registry;
 mod settings;

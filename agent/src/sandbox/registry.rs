@@ -5,14 +5,15 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use holdfast_jail::{CgroupTree, Jailer, Usage, cgroup_usage};
+use futures_util::{StreamExt, stream};
+use holdfast_jail::{BlockDevice, CgroupTree, JailError, Jailer, Usage, cgroup_usage};
 use holdfast_model::{
     GroupKey, Mib, SandboxId, SandboxSpec, State, id::ID_BYTES, sandbox::ImageSource,
 };
-use holdfast_scheduler::{Capacity, Demand, Factors, Scheduler};
+use holdfast_scheduler::{Capacity, Factors, Refusals, Scheduler};
 use holdfast_store::{DiskImageState, Put, SandboxRecord, Store, StoreError};
 use holdfast_wire::{
     guest::{Exec, Info},
@@ -30,7 +31,8 @@ use super::{
     BootPhases, CreateError, DeleteError, ExecError, ExecSession, FileReader, StartError,
     disk::Disks,
     driver::{Ask, Driver, INBOX_MAX, Launch, Live, Node, Status},
-    launch::{VMM_OVERHEAD, launches_max},
+    launch::launches_max,
+    limits::{self, IoPolicy},
     now_ms, recover,
     uid::Uids,
 };
@@ -39,6 +41,7 @@ use crate::{
     config::Config,
     error_chain::error_chain,
     images::{Images, Located},
+    metrics::Metrics,
 };
 
 /// How long a create waits for the sandbox to run before it answers Creating.
@@ -47,14 +50,18 @@ const CREATE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a delete waits until nothing is left.
 const DELETE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Free disk without which no sandbox begins: what a fresh one writes in its first minutes.
-const DISK_START: Mib = Mib(256);
+/// VMMs that are asked for their counters at once.
+const COUNTED_AT_ONCE: usize = 16;
+
+/// How often VMMs are asked at most, however often somebody looks at the metrics.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
 
 /// What the registry is made of.
 pub struct Parts<'a> {
     pub config: &'a Config,
     pub store: Arc<Store>,
     pub images: Arc<Images>,
+    pub metrics: Arc<Metrics>,
 }
 
 /// One sandbox as the registry knows it.
@@ -77,6 +84,8 @@ pub struct Registry {
     table: Arc<Mutex<Table>>,
     drivers: TaskTracker,
     state_folder: PathBuf,
+    /// When the VMMs were last asked for their counters.
+    last_count: tokio::sync::Mutex<Option<Instant>>,
 }
 
 /// What a sandbox uses right now. Parts that could not be had are `None`.
@@ -93,23 +102,27 @@ impl Registry {
     /// Repairs what an earlier agent left, then is ready.
     pub async fn start(parts: Parts<'_>) -> Result<Arc<Self>, StartError> {
         let paths = &parts.config.paths;
+        let cgroups = CgroupTree::new(&paths.cgroups);
+        if let Err(error) = cgroups.prepare() {
+            // Not the end: the API, images and records work. A create says the same again.
+            warn!(error:% = error_chain(&error), hint = error.hint(); "no sandbox can run");
+        }
         let node = Arc::new(Node {
             store: parts.store,
             images: parts.images,
+            metrics: parts.metrics,
             disks: Disks::new(&paths.state),
             uids: Uids::default(),
             launches: Semaphore::new(launches_max()),
-            cgroups: CgroupTree::new(&paths.cgroups),
+            io: io_policy(parts.config, &cgroups),
+            smt: parts.config.host.smt,
+            cgroups,
             run: paths.run.join("sandboxes"),
             vmm: paths.vmm.clone(),
             jailer: Jailer::new(&paths.shim),
             kernel: paths.kernel.clone(),
             initramfs: paths.initramfs.clone(),
         });
-        if let Err(error) = node.cgroups.prepare() {
-            // Not the end: the API, images and records work. A create says the same again.
-            warn!(error:% = error_chain(&error), hint = error.hint(); "no sandbox can run");
-        }
         let limits = node_capacity()
             .map_err(|source| StartError::Folder {
                 action: "read",
@@ -122,6 +135,7 @@ impl Registry {
             table: Arc::default(),
             drivers: TaskTracker::new(),
             state_folder: paths.state.clone(),
+            last_count: tokio::sync::Mutex::default(),
             node: Arc::clone(&node),
         });
         for record in off_thread(move || recover::recover(&node)).await? {
@@ -158,11 +172,7 @@ impl Registry {
         // Until the record is written nothing else says that the image is in use.
         let _in_use = self.node.images.keep().await;
         let image = self.resolve(&group, &spec.image).await?;
-        let demand = Demand {
-            cpu: spec.resources.cpu,
-            memory: Mib(spec.resources.memory.0.saturating_add(VMM_OVERHEAD.0)),
-            disk_start: DISK_START,
-        };
+        let demand = limits::demand(spec.resources);
         let record = SandboxRecord {
             id: new_id().map_err(CreateError::Random)?,
             group,
@@ -267,7 +277,10 @@ impl Registry {
 
     /// Starts a command. Dropping the session kills it.
     pub async fn exec(&self, id: &SandboxId, exec: Exec) -> Result<ExecSession, ExecError> {
-        self.live(id)?.guest.exec(exec).await
+        let live = self.live(id)?;
+        let session = live.guest.exec(exec).await;
+        self.node.metrics.exec(session.is_ok());
+        session
     }
 
     pub async fn read_file(&self, id: &SandboxId, path: String) -> Result<FileReader, ExecError> {
@@ -300,6 +313,57 @@ impl Registry {
             cgroup: cgroup_usage(&live.cgroup),
             phases: live.phases,
         })
+    }
+
+    /// What a running sandbox's cgroup has used. `None`: it does not run.
+    pub fn usage(&self, id: &SandboxId) -> Option<Usage> {
+        self.live(id).ok().map(|live| cgroup_usage(&live.cgroup))
+    }
+
+    /// How long the phases of a running sandbox's launch took. `None`: it does not run.
+    pub fn phases(&self, id: &SandboxId) -> Option<BootPhases> {
+        self.live(id).ok().map(|live| live.phases)
+    }
+
+    /// Process ids of the VMMs.
+    pub fn vmm_pids(&self) -> Vec<u32> {
+        self.all_live().iter().map(|live| live.vmm_pid).collect()
+    }
+
+    /// Brings the counters of every VMM into the metrics, unless that was done a moment ago.
+    pub async fn count(&self) {
+        let mut last = self.last_count.lock().await;
+        if last.is_some_and(|last| last.elapsed() < COUNT_EVERY) {
+            return;
+        }
+        let metrics = &self.node.metrics;
+        stream::iter(self.all_live())
+            .for_each_concurrent(COUNTED_AT_ONCE, async |live| live.count(metrics).await)
+            .await;
+        *last = Some(Instant::now());
+    }
+
+    fn all_live(&self) -> Vec<Arc<Live>> {
+        self.table()
+            .handles
+            .values()
+            .filter_map(|handle| handle.status.borrow().live.clone())
+            .collect()
+    }
+
+    /// The disk whose traffic is bounded. `None`: there is no bound.
+    pub fn io_device(&self) -> Option<BlockDevice> {
+        self.node.io.map(|policy| policy.device)
+    }
+
+    /// Whether cgroups can be made with all that sandboxes need.
+    pub fn cgroups_ready(&self) -> Result<(), JailError> {
+        self.node.cgroups.prepare()
+    }
+
+    /// Creates refused since the start, by what was short.
+    pub fn refusals(&self) -> Refusals {
+        self.scheduler.refusals()
     }
 
     /// What may be given away in all.
@@ -355,6 +419,26 @@ fn free_disk(folder: &Path) -> io::Result<Mib> {
     let stat = rustix::fs::statvfs(folder)?;
     let mib = stat.f_bavail.saturating_mul(stat.f_frsize) / Mib(1).bytes();
     Ok(Mib(u32::try_from(mib).unwrap_or(u32::MAX)))
+}
+
+/// How disk traffic is bounded, or why not, in the log.
+fn io_policy(config: &Config, cgroups: &CgroupTree) -> Option<IoPolicy> {
+    let state = &config.paths.state;
+    match BlockDevice::below(state) {
+        Ok(Some(device)) if cgroups.bounds_io() => IoPolicy::of(&config.limits, device),
+        Ok(Some(_)) => {
+            warn!("disk traffic is not bounded: the cgroups have no io controller");
+            None
+        }
+        Ok(None) => {
+            warn!(path:% = state.display(); "disk traffic is not bounded: not on one disk");
+            None
+        }
+        Err(error) => {
+            warn!(path:% = state.display(), error:%; "disk traffic is not bounded");
+            None
+        }
+    }
 }
 
 /// CPUs and memory of this machine.

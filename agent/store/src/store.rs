@@ -1,6 +1,9 @@
 //! The store: open, and the calls on each kind of record.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use holdfast_model::{DiskImageId, GroupKey, SandboxId};
 use redb::{Database, ReadableDatabase, TableDefinition, WriteTransaction};
@@ -53,6 +56,8 @@ pub enum Put<R> {
 /// The durable records of one node. Shared by reference; one process has it open at a time.
 pub struct Store {
     database: Database,
+    /// Calls that failed since it was opened.
+    errors: AtomicU64,
 }
 
 impl Store {
@@ -63,7 +68,7 @@ impl Store {
             source: Box::new(source),
         };
         let database = Database::create(path).map_err(|error| failed(error.into()))?;
-        let store = Self { database };
+        let store = Self { database, errors: AtomicU64::new(0) };
         match store.schema()? {
             Some(found) if found > SCHEMA_VERSION => {
                 Err(StoreError::Newer { path: path.to_owned(), found, known: SCHEMA_VERSION })
@@ -97,20 +102,34 @@ impl Store {
         action: &'static str,
         change: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let txn = self.database.begin_write().map_err(engine("begin a transaction"))?;
-        let outcome = change(&txn)?;
-        txn.commit().map_err(engine(action))?;
-        Ok(outcome)
+        let begun = self.database.begin_write().map_err(engine("begin a transaction"));
+        self.counted(begun.and_then(|txn| {
+            let outcome = change(&txn)?;
+            txn.commit().map_err(engine(action))?;
+            Ok(outcome)
+        }))
     }
 
     fn get<R: Record>(&self, key: &str) -> Result<Option<R>, StoreError> {
-        let txn = self.database.begin_read().map_err(engine("begin reading"))?;
-        table::get(&txn, key)
+        let txn = self.database.begin_read().map_err(engine("begin reading"));
+        self.counted(txn.and_then(|txn| table::get(&txn, key)))
     }
 
     fn list<R: Record>(&self, wanted: impl Fn(&R) -> bool) -> Result<Vec<R>, StoreError> {
-        let txn = self.database.begin_read().map_err(engine("begin reading"))?;
-        table::list(&txn, wanted)
+        let txn = self.database.begin_read().map_err(engine("begin reading"));
+        self.counted(txn.and_then(|txn| table::list(&txn, wanted)))
+    }
+
+    fn counted<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+        if outcome.is_err() {
+            self.errors.fetch_add(1, Ordering::Relaxed);
+        }
+        outcome
+    }
+
+    /// How many calls failed since it was opened.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
     }
 
     fn put<R: Record>(&self, record: &R) -> Result<(), StoreError> {

@@ -170,6 +170,26 @@ fn a_store_of_a_newer_agent_is_refused_by_name_and_left_alone() {
 }
 
 #[test]
+fn calls_that_fail_are_counted() {
+    let Fixture { store, path, _folder } = fixture();
+    let record = sandbox(1, "a", None);
+    store.put_sandbox(&record).unwrap();
+    assert_eq!(store.errors(), 0);
+    drop(store);
+    let damaged = redb::Database::open(&path).unwrap();
+    let txn = damaged.begin_write().unwrap();
+    let sandboxes = redb::TableDefinition::<&str, &[u8]>::new("sandboxes");
+    txn.open_table(sandboxes).unwrap().insert(record.id.as_str(), &b"no record"[..]).unwrap();
+    txn.commit().unwrap();
+    drop(damaged);
+    let store = Store::open(&path).unwrap();
+    assert!(store.sandbox(&record.id).is_err());
+    assert!(store.all_sandboxes().is_err());
+    assert!(store.groups().is_ok());
+    assert_eq!(store.errors(), 2);
+}
+
+#[test]
 fn a_store_in_use_is_not_opened_twice() {
     let Fixture { store: _store, path, _folder } = fixture();
     let error = Store::open(&path).err().unwrap();

@@ -2,9 +2,11 @@
 //! microVM. Needs root: the image store belongs to a user of its own.
 
 mod bad_input;
+mod bundle;
 mod front;
 mod groups;
 mod images;
 mod lists;
+mod metrics;
 mod sandboxes;
 mod server;

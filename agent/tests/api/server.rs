@@ -3,7 +3,12 @@
 use std::{path::PathBuf, sync::Once};
 
 use holdfast_api::{error::ErrorDetail, model::GroupKey, path};
-use holdfastd::{config::Config, daemon::Daemon};
+use holdfastd::{
+    config::{Config, Smt},
+    daemon::Daemon,
+    logging,
+};
+use log::LevelFilter;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
@@ -57,10 +62,14 @@ impl Server {
         static PROVIDER: Once = Once::new();
         PROVIDER.call_once(|| {
             let _ = rustls::crypto::ring::default_provider().install_default();
-            let _ = env_logger::builder().is_test(true).try_init();
+            let logger =
+                env_logger::builder().is_test(true).filter_level(LevelFilter::Info).build();
+            logging::install_over(Box::new(logger), LevelFilter::Info).unwrap();
         });
         let folder = tempfile::tempdir().unwrap();
         let mut config = Config::default();
+        // The machine that runs the tests keeps its hardware threads.
+        config.host.smt = Smt::Ignore;
         config.api.listen = ([127, 0, 0, 1], 0).into();
         config.api.admin_token = Some(holdfast_model::Secret::new(TOKEN));
         config.paths.state = folder.path().join("state");
@@ -76,6 +85,10 @@ impl Server {
         let client =
             Client::builder().tls_built_in_root_certs(false).add_root_certificate(ca).build();
         Self { daemon, client: client.unwrap(), folder }
+    }
+
+    pub(crate) fn folder(&self) -> &std::path::Path {
+        self.folder.path()
     }
 
     pub(crate) fn state(&self) -> PathBuf {

@@ -14,6 +14,7 @@ use holdfast_store::{DiskImageRecord, DiskImageState, Store};
 use holdfastd::{
     config::Config,
     images::{GcError, Images, NewImage},
+    metrics::Metrics,
 };
 
 /// Far beyond what anything here takes.
@@ -59,7 +60,8 @@ async fn start_in(folder: &Path) -> (Arc<Images>, Arc<Store>) {
     config.paths.convert = convert();
     fs::create_dir_all(&config.paths.state).unwrap();
     let store = Arc::new(Store::open(&config.paths.state.join("store.redb")).unwrap());
-    (Images::start(&config, Arc::clone(&store)).await.unwrap(), store)
+    let metrics = Arc::new(Metrics::new().unwrap());
+    (Images::start(&config, Arc::clone(&store), metrics).await.unwrap(), store)
 }
 
 impl Node {

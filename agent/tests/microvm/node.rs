@@ -14,8 +14,9 @@ use holdfast_model::{
 use holdfast_rootfs::{Compression, LayerDescriptor, Limits, Settings, assemble, convert_layer};
 use holdfast_store::{SandboxRecord, Store};
 use holdfastd::{
-    config::Config,
+    config::{Config, Smt},
     images::Images,
+    metrics::Metrics,
     sandbox::{Parts, Registry},
 };
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
@@ -26,6 +27,7 @@ const LONG: Duration = Duration::from_secs(120);
 
 pub(crate) struct Node {
     pub(crate) registry: Arc<Registry>,
+    pub(crate) metrics: Arc<Metrics>,
     config: Config,
     /// `None`: the folder is the caller's.
     _folder: Option<tempfile::TempDir>,
@@ -59,10 +61,12 @@ impl Node {
     pub(crate) async fn start_in(folder: PathBuf) -> Self {
         let config = config_in(&folder);
         let store = Arc::new(Store::open(&config.paths.state.join("store.redb")).unwrap());
-        let images = Images::start(&config, Arc::clone(&store)).await.unwrap();
-        let parts = Parts { config: &config, store, images };
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let images =
+            Images::start(&config, Arc::clone(&store), Arc::clone(&metrics)).await.unwrap();
+        let parts = Parts { config: &config, store, images, metrics: Arc::clone(&metrics) };
         let registry = Registry::start(parts).await.unwrap();
-        Self { registry, config, _folder: None }
+        Self { registry, metrics, config, _folder: None }
     }
 
     /// Creates a sandbox and waits until it runs.
@@ -121,6 +125,8 @@ pub(crate) fn config_in(folder: &Path) -> Config {
     config.paths.shim = program("HOLDFAST_SHIM");
     config.paths.kernel = program("HOLDFAST_VMLINUX");
     config.paths.initramfs = program("HOLDFAST_INITRAMFS");
+    // The machine that runs the tests keeps its hardware threads.
+    config.host.smt = Smt::Ignore;
     config.capacity.host_memory_mib = 64;
     fs::create_dir_all(&config.paths.state).unwrap();
     if !config.paths.baked_images.exists() {

@@ -113,13 +113,6 @@ fn start(orders: &Orders, given: Given) -> Result<Done, Failure> {
     // First, so that all that follows is charged to the sandbox. `0` means the writer itself.
     rustix::io::write(&given.door, b"0").map_err(failed("enter the cgroup"))?;
     setsid().map_err(failed("leave the agent's session"))?;
-    if orders.own_cores {
-        match sys::share_no_core() {
-            // No core of this machine has two threads.
-            Ok(()) | Err(Errno::NODEV) => {}
-            Err(errno) => return Err(failed("have cores of its own")(errno)),
-        }
-    }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let proc = rustix::fs::open("/proc", flags, Mode::empty()).map_err(failed("open /proc"))?;
     leave_namespaces(&given.room)?;

@@ -51,8 +51,6 @@ impl Task {
 pub(crate) struct Orders {
     pub(crate) identity: Identity,
     pub(crate) limits: ProcessLimits,
-    /// Shares no core with others.
-    pub(crate) own_cores: bool,
     /// Numbers at which the VMM finds what it is handed, in the order of the message.
     pub(crate) numbers: Vec<RawFd>,
     /// Of the program, its name first. None holds a line's end or a NUL.
@@ -61,10 +59,9 @@ pub(crate) struct Orders {
 
 impl Orders {
     fn to_text(&self) -> String {
-        let Self { identity, limits, own_cores, numbers, arguments } = self;
-        let own_cores = u8::from(*own_cores);
+        let Self { identity, limits, numbers, arguments } = self;
         let mut text = format!(
-            "uid {}\ngid {}\ndescriptors {}\nthreads {}\nfile_bytes {}\nown_cores {own_cores}\n",
+            "uid {}\ngid {}\ndescriptors {}\nthreads {}\nfile_bytes {}\n",
             identity.uid, identity.gid, limits.descriptors, limits.threads, limits.file_bytes
         );
         for number in numbers {
@@ -84,7 +81,6 @@ impl Orders {
         let identity = Identity { uid: small("uid ")?, gid: small("gid ")? };
         let (descriptors, threads) = (small("descriptors ")?, small("threads ")?);
         let file_bytes = number("file_bytes ")?;
-        let own_cores = number("own_cores ")? != 0;
         let (mut numbers, mut arguments) = (Vec::new(), Vec::new());
         for line in lines {
             match line.split_once(' ')? {
@@ -94,7 +90,7 @@ impl Orders {
             }
         }
         let limits = ProcessLimits { descriptors, threads, file_bytes };
-        Some(Self { identity, limits, own_cores, numbers, arguments })
+        Some(Self { identity, limits, numbers, arguments })
     }
 }
 
@@ -157,7 +153,6 @@ mod tests {
         Orders {
             identity: Identity { uid: 200_001, gid: 200_002 },
             limits: ProcessLimits { descriptors: 100, threads: 20, file_bytes: 1 << 40 },
-            own_cores: true,
             numbers: vec![10, 12],
             arguments: vec!["vmm".to_owned(), "with spaces".to_owned()],
         }

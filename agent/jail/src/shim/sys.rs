@@ -118,17 +118,6 @@ pub(super) fn empty_bounding_set() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Gives this process, and those it will start, a core scheduling cookie of their own: no other's
-/// thread runs beside theirs on one core.
-pub(super) fn share_no_core() -> Result<(), Errno> {
-    const SCOPE_THREAD_GROUP: libc::c_ulong = 1;
-    let (create, itself) = (libc::PR_SCHED_CORE_CREATE, 0);
-    // SAFETY: with `create` the operation takes three integers, and no pointer.
-    let outcome =
-        unsafe { libc::prctl(libc::PR_SCHED_CORE, create, itself, SCOPE_THREAD_GROUP, 0) };
-    if outcome == 0 { Ok(()) } else { Err(last_errno()) }
-}
-
 /// The version of Landlock that this kernel has.
 pub(super) fn landlock_abi() -> Result<i32, Errno> {
     const VERSION: u32 = 1;

@@ -52,7 +52,8 @@ impl Place {
     /// A run folder and a folder that stands in for a cgroup.
     pub(crate) fn lend(&self, name: &str) -> (RunFolder, Cgroup) {
         fs_err::create_dir_all(self.cgroups()).unwrap();
-        let limits = Limits { cpu: MilliCpu(1000), memory: Mib(64), pids: 16 };
+        let limits =
+            Limits { cpu: MilliCpu(1000), cpu_weight: 100, memory: Mib(64), pids: 16, io: None };
         let cgroup = CgroupTree::new(self.cgroups()).create(name, limits).unwrap();
         for (file, text) in [("cgroup.procs", ""), ("cgroup.events", "populated 0\n")] {
             fs_err::write(cgroup.path().join(file), text).unwrap();
@@ -74,7 +75,6 @@ impl Place {
             cgroup,
             identity: IDENTITY,
             limits: LIMITS,
-            own_cores: false,
             handover: Handover::default(),
             config: CONFIG.as_bytes(),
             log: run.log("vmm.log").unwrap(),
