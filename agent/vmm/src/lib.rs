@@ -7,6 +7,7 @@ mod config;
 mod control;
 mod devices;
 mod event;
+mod generation;
 mod inherited;
 mod layout;
 mod legacy;

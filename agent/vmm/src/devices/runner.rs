@@ -10,6 +10,7 @@ use std::{
         mpsc::{self, Receiver, Sender, SyncSender},
     },
     thread::{self, JoinHandle},
+    time::Instant,
 };
 
 use vmm_sys_util::{
@@ -50,25 +51,39 @@ pub(super) trait Worker: Send {
         Ok(())
     }
 
-    /// The driver has started the device.
-    fn start(&mut self) {}
+    /// The driver has started the device, and agreed on `features`.
+    fn start(&mut self, _features: u64) -> Result<(), Broken> {
+        Ok(())
+    }
 
     /// An fd of its own is ready. Also called while paused: it notes that, and acts in `work`.
     fn ready(&mut self, _token: u64, _events: EventSet) {}
 
     /// Handles a bounded batch of whatever there is to do.
-    fn work(&mut self, rings: &mut [Ring], memory: &Memory) -> Result<Progress, Broken>;
+    fn work(
+        &mut self,
+        rings: &mut [Ring],
+        memory: &Memory,
+        now: Instant,
+    ) -> Result<Progress, Broken>;
 
     /// The driver reset the device, or broke it: forget what was going on.
     fn reset(&mut self) {}
 }
 
 enum Order {
-    Start(Result<Vec<Ring>, Broken>),
+    Start(Result<Started, Broken>),
     Reset(SyncSender<()>),
     Pause(SyncSender<()>),
     Resume,
     End,
+}
+
+/// What the driver set up before it started the device.
+pub(super) struct Started {
+    pub(super) rings: Vec<Ring>,
+    /// Agreed on.
+    pub(super) features: u64,
 }
 
 /// The end of the thread that others hold. Dropping it ends the thread.
@@ -118,8 +133,8 @@ impl Runner {
 
     /// Hands the queues over, and the worker looks at them at once; or stops the device for how
     /// they were set up.
-    pub(super) fn start(&self, rings: Result<Vec<Ring>, Broken>) {
-        self.order(Order::Start(rings));
+    pub(super) fn start(&self, started: Result<Started, Broken>) {
+        self.order(Order::Start(started));
     }
 
     /// Takes the queues away. On return the device touches guest memory no more.
@@ -178,8 +193,7 @@ impl Inside {
         let mut events = [EpollEvent::default(); EVENTS_PER_TURN];
         let mut progress = Progress::Idle;
         loop {
-            let timeout = if progress == Progress::More { 0 } else { -1 };
-            let count = match self.epoll.wait(timeout, &mut events) {
+            let count = match self.epoll.wait(timeout_ms(progress, Instant::now), &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return self.stop(&error.to_string()),
@@ -204,11 +218,10 @@ impl Inside {
         let _ = self.bell.read();
         while let Ok(order) = self.orders.try_recv() {
             match order {
-                Order::Start(Err(broken)) => self.stop(&reason(&broken)),
-                Order::Start(Ok(rings)) => {
-                    self.rings = rings;
-                    self.running = true;
-                    self.worker.start();
+                Order::Start(started) => {
+                    if let Err(broken) = started.and_then(|started| self.start(started)) {
+                        self.stop(&reason(&broken));
+                    }
                 }
                 Order::Reset(done) => {
                     self.halt();
@@ -225,6 +238,13 @@ impl Inside {
         Follow::On
     }
 
+    fn start(&mut self, Started { rings, features }: Started) -> Result<(), Broken> {
+        self.worker.start(features)?;
+        self.rings = rings;
+        self.running = true;
+        Ok(())
+    }
+
     fn silence_kick(&self, queue: u64) {
         let kick = usize::try_from(queue).ok().and_then(|queue| self.setting.kicks.get(queue));
         // Readable a moment ago, and nobody else reads it.
@@ -235,7 +255,7 @@ impl Inside {
         if !self.running || self.paused {
             return Progress::Idle;
         }
-        match self.worker.work(&mut self.rings, &self.setting.memory) {
+        match self.worker.work(&mut self.rings, &self.setting.memory, Instant::now()) {
             Ok(progress) => progress,
             Err(broken) => {
                 self.stop(&reason(&broken));
@@ -259,6 +279,18 @@ impl Inside {
             let device = self.setting.name.clone();
             log::warn!(device:% = device, reason:% = reason; "device stopped");
             self.setting.events.send(Event::DeviceStopped { device, reason: reason.to_owned() });
+        }
+    }
+}
+
+/// How long to wait for events, as epoll wants it: rounded up, so that it is never too early.
+fn timeout_ms(progress: Progress, now: impl FnOnce() -> Instant) -> i32 {
+    match progress {
+        Progress::More => 0,
+        Progress::Idle => -1,
+        Progress::At(moment) => {
+            let left = moment.saturating_duration_since(now());
+            i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the driver sees of a disk: its configuration space and features.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use holdfast_wire::vmm::Disk;
 use virtio_bindings::{virtio_blk::*, virtio_ids::VIRTIO_ID_BLOCK};
@@ -13,7 +13,7 @@ use super::{
     worker::DiskWorker,
 };
 use crate::{
-    devices::{Device, DeviceError, mmio::Identity},
+    devices::{Device, DeviceError, configuration::Configuration, mmio::Identity, rate::Throttle},
     inherited::InheritedFds,
 };
 
@@ -41,15 +41,17 @@ pub(in crate::devices) fn device(
         sectors: backing.bytes() / SECTOR_BYTES,
         read_only: disk.read_only,
     };
+    let throttle = Throttle::new(disk.limits, Instant::now());
     Ok(Device {
         name: format!("disk-{}", disk.name),
         identity: Identity {
             kind: VIRTIO_ID_BLOCK,
             features: features(&state),
-            config: configuration(&state),
+            needed: 0,
+            config: Configuration::fixed(configuration(&state)),
             queue_sizes: QUEUE_SIZES,
         },
-        worker: Box::new(DiskWorker::new(backing, state, counters)),
+        worker: Box::new(DiskWorker::new(backing, state, counters, throttle)),
     })
 }
 

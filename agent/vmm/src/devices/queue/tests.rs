@@ -123,7 +123,8 @@ proptest! {
         let mut ring = Ring::new(0, &setup, QUEUE_SIZE, true, &memory, interrupt).unwrap();
         let mut chains = 0;
         // Broken or not, it ends: there are no more chains than entries.
-        let _ = ring.serve(&memory, 100, |chain| {
+        let (throttle, now) = (&mut Throttle::default(), Instant::now());
+        let _ = ring.serve(&memory, 100, throttle, now, |chain| {
             chains += 1;
             Ok(chain.writable.len())
         });

@@ -1,10 +1,13 @@
 //! Answers requests for entropy.
 
+use std::time::Instant;
+
 use super::state::State;
 use crate::{
     devices::{
         chain::Chain,
         queue::{Broken, Progress, Ring},
+        rate::Throttle,
         runner::Worker,
     },
     vm::Memory,
@@ -50,8 +53,13 @@ impl RngWorker {
 }
 
 impl Worker for RngWorker {
-    fn work(&mut self, rings: &mut [Ring], memory: &Memory) -> Result<Progress, Broken> {
+    fn work(
+        &mut self,
+        rings: &mut [Ring],
+        memory: &Memory,
+        now: Instant,
+    ) -> Result<Progress, Broken> {
         let [requests] = rings else { return Ok(Progress::Idle) };
-        requests.serve(memory, BATCH, |chain| self.fill(chain))
+        requests.serve(memory, BATCH, &mut Throttle::default(), now, |chain| self.fill(chain))
     }
 }

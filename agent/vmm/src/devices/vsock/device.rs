@@ -7,7 +7,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use super::{counters::VsockCounters, state::State, worker::VsockWorker};
 use crate::{
-    devices::{Device, mmio::Identity},
+    devices::{Device, configuration::Configuration, mmio::Identity},
     event::EventSender,
 };
 
@@ -26,7 +26,8 @@ pub(in crate::devices) fn device(
             kind: VIRTIO_ID_VSOCK,
             // Streams need no feature bit.
             features: 0,
-            config: GUEST_CID.to_le_bytes().to_vec(),
+            needed: 0,
+            config: Configuration::fixed(GUEST_CID.to_le_bytes().to_vec()),
             queue_sizes: QUEUE_SIZES,
         },
         worker: Box::new(VsockWorker::new(listener, State::default(), counters, events)),
