@@ -8,20 +8,10 @@ use holdfast_wire::{
     vmm::{BURST_MS_MIN, CONFIG_FD, Config, IoLimits, Network, Rate},
 };
 
-use crate::{layout::COMMAND_LINE_BYTES_MAX, sys};
+use crate::{layout::COMMAND_LINE_BYTES_MAX, limits::config::*, sys};
 
-/// vCPUs of one microVM. The largest tier has 4; APIC ids and one thread each set no tighter limit.
-const VCPUS_MAX: u8 = 32;
-/// Below this a kernel with its initramfs does not fit.
-const MEMORY_MIB_MIN: u32 = 64;
-/// Guest memory ends where a 40-bit physical address does, which every host has.
-const MEMORY_MIB_MAX: u32 = 1 << 19;
-/// Least that IPv6 asks of a link.
-const MTU_MIN: u16 = 1280;
 /// Shortest bursts that fit into a second.
 const BURSTS_PER_SECOND: u64 = 1000 / BURST_MS_MIN;
-/// Largest configuration frame: some dozens of disk segments and one command line.
-const CONFIG_BYTES_MAX: usize = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {

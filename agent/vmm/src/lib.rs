@@ -11,6 +11,7 @@ mod generation;
 mod inherited;
 mod layout;
 mod legacy;
+mod limits;
 mod machine;
 mod session;
 mod sys;

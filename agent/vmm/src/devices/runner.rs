@@ -24,16 +24,9 @@ use super::{
 };
 use crate::{
     event::{Event, EventSender},
+    limits::threads::{DEVICE_STACK_BYTES, EVENTS_PER_TURN, STOPS_REPORTED_MAX},
     vm::Memory,
 };
-
-/// Stack of a device's thread. Workers keep no large values on it.
-const STACK_BYTES: usize = 128 * 1024;
-/// fds looked at in one turn.
-const EVENTS_PER_TURN: usize = 16;
-/// Stops of one device that are reported. A driver that resets and breaks it again and again only
-/// repeats itself.
-const STOPS_REPORTED_MAX: u32 = 4;
 
 /// Tokens of the thread's own fds. Workers use numbers below [`Self::OWN`].
 struct Token;
@@ -126,7 +119,7 @@ impl Runner {
             paused: false,
             stops: 0,
         };
-        let builder = thread::Builder::new().name(name).stack_size(STACK_BYTES);
+        let builder = thread::Builder::new().name(name).stack_size(DEVICE_STACK_BYTES);
         let thread = builder.spawn(move || inside.run())?;
         Ok(Self { orders: sender, bell, thread: Some(thread) })
     }
@@ -311,4 +304,65 @@ fn reason(broken: &Broken) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{devices::testing, event};
+
+    /// Holds until a moment, then is idle; tells of each look at it.
+    struct Held {
+        until: Instant,
+        looks: mpsc::Sender<Instant>,
+    }
+
+    impl Worker for Held {
+        fn work(&mut self, _: &mut [Ring], _: &Memory, now: Instant) -> Result<Progress, Broken> {
+            self.looks.send(now).unwrap();
+            Ok(if now < self.until { Progress::At(self.until) } else { Progress::Idle })
+        }
+    }
+
+    #[test]
+    fn a_held_device_sleeps_until_its_moment_and_then_until_it_is_asked() {
+        let setting = Setting {
+            name: "held".to_owned(),
+            kicks: Vec::new(),
+            interrupt: Arc::new(Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap())),
+            memory: testing::memory(),
+            events: event::channel().unwrap().0,
+        };
+        let (sender, looks) = mpsc::channel();
+        let until = Instant::now() + Duration::from_millis(50);
+        let runner = Runner::spawn(setting, Box::new(Held { until, looks: sender })).unwrap();
+        runner.start(Ok(Started { rings: Vec::new(), features: 0 }));
+        let in_time = looks.iter().find(|look| *look >= until);
+        assert!(in_time.is_some());
+        // Orders are followed between looks, and a paused device is not looked at.
+        runner.pause();
+        drop(runner);
+        let more = looks.iter().count();
+        assert!(more <= 1, "{more} looks at an idle device");
+    }
+
+    #[test]
+    fn waits_are_never_too_short_and_never_endless_when_there_is_a_moment() {
+        let now = Instant::now();
+        let after = |nanos| Progress::At(now + Duration::from_nanos(nanos));
+        for (progress, timeout) in [
+            (Progress::More, 0),
+            (Progress::Idle, -1),
+            (after(0), 0),
+            (after(1), 1),
+            (after(1_000_000), 1),
+            (after(1_000_001), 2),
+            (after(u64::MAX), i32::MAX),
+        ] {
+            assert_eq!(timeout_ms(progress, || now), timeout, "{progress:?}");
+        }
+        assert_eq!(timeout_ms(after(0), || now + Duration::from_secs(1)), 0);
+    }
 }

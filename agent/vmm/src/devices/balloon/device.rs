@@ -9,16 +9,15 @@ use holdfast_wire::vmm::BalloonStats;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
 use super::{state::State, worker::BalloonWorker};
-use crate::devices::{Device, configuration::Configuration, mmio::Identity};
+use crate::{
+    devices::{Device, configuration::Configuration, mmio::Identity},
+    limits::balloon::QUEUE_SIZES,
+};
 
 /// The guest may take pages back when it runs out of memory.
 const DEFLATE_ON_OOM: u64 = 1 << 2;
 /// The guest reports pages that are free.
 const REPORTING: u64 = 1 << 5;
-
-/// Inflate, deflate, reports. Linux keeps one request in flight on the first two, and puts up to
-/// 32 ranges into one report.
-const QUEUE_SIZES: &[u16] = &[16, 16, 32];
 
 /// `struct virtio_balloon_config`: target and actual size in pages, the second written by the
 /// driver.

@@ -16,13 +16,10 @@ use crate::{
         rate::Throttle,
         runner::Worker,
     },
+    limits::balloon::{BATCH, NAMED_MAX},
     vm::Memory,
 };
 
-/// Requests handled in one go, of each queue.
-const BATCH: usize = 16;
-/// Pages named in one request. Linux names up to 256.
-const NAMED_MAX: usize = 1024;
 const NAME_BYTES: usize = 4;
 
 pub(super) struct BalloonWorker {

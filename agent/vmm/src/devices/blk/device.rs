@@ -8,19 +8,15 @@ use virtio_bindings::{virtio_blk::*, virtio_ids::VIRTIO_ID_BLOCK};
 use super::{
     backing::{Backing, SECTOR_BYTES},
     counters::DiskCounters,
-    request::{RANGE_SECTORS_MAX, RANGES_MAX},
     state::State,
     worker::DiskWorker,
 };
 use crate::{
     devices::{Device, DeviceError, configuration::Configuration, mmio::Identity, rate::Throttle},
     inherited::InheritedFds,
+    limits::blk::{QUEUE_SIZES, RANGE_SECTORS_MAX, RANGES_MAX, SEGMENTS_MAX},
 };
 
-const QUEUE_SIZE: u16 = 256;
-const QUEUE_SIZES: &[u16] = &[QUEUE_SIZE];
-/// Buffers of one request beside its header and status.
-const SEGMENTS_MAX: u16 = QUEUE_SIZE - 2;
 /// 2^3 sectors are 4 KiB, the block of the files below and of the file systems above.
 const BLOCK_EXPONENT: u8 = 3;
 const BLOCK_SECTORS: u32 = 1 << BLOCK_EXPONENT;

@@ -18,13 +18,9 @@ use crate::{
         rate::Throttle,
         runner::Worker,
     },
+    limits::blk::{BATCH, ERRORS_LOGGED_MAX},
     vm::Memory,
 };
-
-/// Requests handled in one go: few, since each may wait for the host's disk.
-const BATCH: usize = 8;
-/// Errors of the host that go to the log; a disk that is full says so on every write.
-const ERRORS_LOGGED_MAX: u64 = 16;
 
 pub(super) struct DiskWorker {
     requests: Requests,

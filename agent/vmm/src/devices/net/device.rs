@@ -14,11 +14,8 @@ use super::{
 use crate::{
     devices::{Device, DeviceError, configuration::Configuration, mmio::Identity, rate::Throttle},
     inherited::InheritedFds,
+    limits::net::QUEUE_SIZES,
 };
-
-/// Receive and transmit. Linux keeps the receive queue full of buffers of 1.5 KiB and more, so its
-/// size is guest memory; a large segment takes up to 44 of them.
-const QUEUE_SIZES: &[u16] = &[256, 256];
 
 /// `index` counts the networks of one machine.
 pub(in crate::devices) fn device(

@@ -17,17 +17,12 @@ use crate::{
         rate::Throttle,
         runner::Worker,
     },
+    limits::net::{BATCH, ERRORS_LOGGED_MAX, FRAME_BYTES_MAX},
     vm::Memory,
 };
 
-/// Frames handled in one go, each way.
-const BATCH: usize = 64;
-/// The longest frame: an IP packet of 65535 bytes behind an Ethernet header with a VLAN tag.
-const FRAME_BYTES_MAX: usize = 65_535 + 18;
 /// The tap's token; the only one of this device.
 const TAP: u64 = 0;
-/// Errors of the host that go to the log; a tap whose interface is down gives one for every frame.
-const ERRORS_LOGGED_MAX: u32 = 16;
 
 pub(super) struct NetworkWorker {
     inbound: Inbound,

@@ -3,10 +3,10 @@
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::{state::State, worker::RngWorker};
-use crate::devices::{Device, configuration::Configuration, mmio::Identity};
-
-/// Linux keeps one request in flight.
-const QUEUE_SIZES: &[u16] = &[16];
+use crate::{
+    devices::{Device, configuration::Configuration, mmio::Identity},
+    limits::rng::QUEUE_SIZES,
+};
 
 pub(in crate::devices) fn device() -> Device {
     Device {

@@ -10,16 +10,9 @@ use crate::{
         rate::Throttle,
         runner::Worker,
     },
+    limits::rng::{BATCH, REQUEST_BYTES_MAX, STEP_BYTES},
     vm::Memory,
 };
-
-/// Bytes given for one request; the rest of a longer buffer stays as it is. Linux asks for at most
-/// one cache line or page at a time, and a driver that wants more asks again.
-const REQUEST_BYTES_MAX: usize = 4096;
-/// Requests handled in one go.
-const BATCH: usize = 16;
-/// Bytes fetched from the host at a time.
-const STEP_BYTES: usize = 256;
 
 pub(super) struct RngWorker {
     state: State,

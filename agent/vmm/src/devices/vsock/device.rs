@@ -9,11 +9,8 @@ use super::{counters::VsockCounters, state::State, worker::VsockWorker};
 use crate::{
     devices::{Device, configuration::Configuration, mmio::Identity},
     event::EventSender,
+    limits::vsock::QUEUE_SIZES,
 };
-
-/// Receive, transmit, events. Linux keeps the receive queue full of 4 KiB buffers, so its size is
-/// guest memory.
-const QUEUE_SIZES: &[u16] = &[128, 128, 16];
 
 pub(in crate::devices) fn device(
     listener: UnixListener,

@@ -28,14 +28,10 @@ use crate::{
         runner::Worker,
     },
     event::{Event, EventSender},
+    limits::vsock::{BATCH, REFUSALS_MAX},
     vm::Memory,
 };
 
-/// Packets handled in one go, each way.
-const BATCH: usize = 64;
-/// Resets waiting for the guest to offer buffers. While they are this many its packets are left in
-/// the queue: a guest that does not listen is not listened to.
-pub(super) const REFUSALS_MAX: usize = 128;
 /// Token of the listener; a connection's is its port, which is larger.
 const LISTENER: u64 = 0;
 

@@ -11,13 +11,12 @@ use guest::*;
 use holdfast_wire::vmm::READY_PORT;
 use proptest::prelude::*;
 
-use super::{
-    credit::ROOM_BYTES,
-    packet::{Header, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, op},
-    table::CONNECTIONS_MAX,
-    worker::REFUSALS_MAX,
+use super::packet::{Header, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, op};
+use crate::{
+    devices::testing::*,
+    event::Event,
+    limits::vsock::{CONNECTIONS_MAX, REFUSALS_MAX, ROOM_BYTES},
 };
-use crate::{devices::testing::*, event::Event};
 
 #[test]
 fn bytes_go_both_ways_and_are_counted() {
