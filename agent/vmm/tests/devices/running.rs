@@ -22,7 +22,7 @@ pub(crate) const LONG: Duration = Duration::from_secs(300);
 pub(crate) fn booted(role: &str, change: impl FnOnce(&mut Launch)) -> Vmm {
     let folder = tempfile::tempdir().unwrap();
     let archive = folder.path().join("initramfs");
-    let init = include_str!("init-role").replace("ROLE", role);
+    let init = include_str!("init-role").replace("@PART@", role);
     initramfs::make(&archive, &init);
     let kernel = env::var_os("HOLDFAST_VMLINUX").expect("HOLDFAST_VMLINUX names the kernel");
     let mut launch = Launch {

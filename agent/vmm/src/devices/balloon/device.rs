@@ -22,7 +22,7 @@ const REPORTING: u64 = 1 << 5;
 /// `struct virtio_balloon_config`: target and actual size in pages, the second written by the
 /// driver.
 const TARGET_AT: u32 = 0;
-const ACTUAL_AT: u32 = 4;
+pub(super) const ACTUAL_AT: u32 = 4;
 const PAGES_PER_MIB: u32 = 256;
 
 /// Sets the balloon and tells how it is doing.
@@ -67,7 +67,7 @@ pub(in crate::devices) fn device(index: usize) -> (Device, Balloon) {
     let bytes = [target_pages.to_le_bytes(), actual_pages.to_le_bytes()].concat();
     let configuration = Configuration::with_writable(bytes, 4..8);
     let given_back_bytes = Arc::new(AtomicU64::new(0));
-    let worker = BalloonWorker::new(Arc::clone(&given_back_bytes));
+    let worker = BalloonWorker::new(configuration.clone(), Arc::clone(&given_back_bytes));
     let device = Device {
         name: "balloon".to_owned(),
         identity: Identity {

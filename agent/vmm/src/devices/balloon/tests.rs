@@ -164,6 +164,8 @@ fn a_target_reaches_the_driver_with_an_interrupt_and_its_answer_reaches_us() {
     fixture.rig.write(BALLOON, CONFIG + 4, 512);
     let told = fixture.rig.devices.stats().balloon.unwrap();
     assert_eq!((told.target_mib, told.actual_mib), (3, 2));
+    fixture.rig.start(BALLOON, VERSION_1 | REPORTING);
+    assert_eq!(fixture.rig.devices.stats().balloon.unwrap().actual_mib, 0, "a new driver");
 }
 
 #[test]

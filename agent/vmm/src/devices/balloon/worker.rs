@@ -8,10 +8,11 @@ use std::{
     time::Instant,
 };
 
-use super::pages::Pages;
+use super::{device::ACTUAL_AT, pages::Pages};
 use crate::{
     devices::{
         chain::Chain,
+        configuration::Configuration,
         queue::{Broken, Places, Progress, Ring},
         rate::Throttle,
         runner::Worker,
@@ -23,12 +24,13 @@ use crate::{
 const NAME_BYTES: usize = 4;
 
 pub(super) struct BalloonWorker {
+    configuration: Configuration,
     given_back_bytes: Arc<AtomicU64>,
 }
 
 impl BalloonWorker {
-    pub(super) fn new(given_back_bytes: Arc<AtomicU64>) -> Self {
-        Self { given_back_bytes }
+    pub(super) fn new(configuration: Configuration, given_back_bytes: Arc<AtomicU64>) -> Self {
+        Self { configuration, given_back_bytes }
     }
 
     fn give_back(&self, pages: Pages, memory: &Memory) -> Result<(), Broken> {
@@ -87,5 +89,10 @@ impl Worker for BalloonWorker {
         let taken = deflate.serve(memory, BATCH, free, now, |chain| named(chain).map(|_| 0))?;
         let reported = self.reports(reporting, memory)?;
         Ok(given.or(taken).or(reported))
+    }
+
+    fn reset(&mut self) {
+        // The next driver begins without a balloon, and may use all pages again.
+        self.configuration.set_number(ACTUAL_AT, 0);
     }
 }
