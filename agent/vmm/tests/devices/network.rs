@@ -27,7 +27,9 @@ fn a_linux_guest_moves_tcp_and_udp_over_its_tap() {
     tap::leave_network().unwrap();
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     let fd = Arc::new(tap::tap("tap0", flags).unwrap());
-    let up = "ifconfig tap0 10.0.0.1 netmask 255.255.255.0 up";
+    // Else a slow machine is sent segments two at a time, for it could not take more at once.
+    let up = "echo 40 > /proc/sys/net/ipv4/tcp_min_tso_segs
+              ifconfig tap0 10.0.0.1 netmask 255.255.255.0 up";
     assert!(Command::new("/bin/busybox").args(["sh", "-c", up]).status().unwrap().success());
     let free = IoLimits::default();
     let mac = [2, 0, 0, 0, 0, 2];
