@@ -17,7 +17,7 @@ use holdfast_scheduler::Reservation;
 use holdfast_store::SandboxRecord;
 use holdfast_wire::{
     WIRE_VERSION, frame,
-    vmm::{Config, Disk, Event, Exit, Reply, Segment, Serial, ToVmm},
+    vmm::{Config, CpuTemplate, Disk, Event, Exit, IoLimits, Reply, Segment, Serial, ToVmm},
 };
 use rustix::process::Signal;
 use tokio::{
@@ -140,8 +140,12 @@ impl Machine {
                         fd: handover.give(disk)?,
                         bytes: resources.disk.bytes(),
                     }],
+                    limits: IoLimits::default(),
                 },
             ],
+            networks: Vec::new(),
+            balloon: false,
+            cpu: CpuTemplate::Host,
         };
         let frame = frame::encode(&config)
             .map_err(|error| LaunchError::Image { reason: error.to_string() })?;
@@ -358,7 +362,8 @@ fn image_disk(image: &Located, handover: &mut Handover) -> Result<Disk, LaunchEr
         let file = image.open(&segment.path).map_err(|error| open_error("the image", error))?;
         segments.push(Segment { fd: handover.give(file)?, bytes: segment.bytes });
     }
-    Ok(Disk { name: "image".to_owned(), read_only: true, segments })
+    let limits = IoLimits::default();
+    Ok(Disk { name: "image".to_owned(), read_only: true, segments, limits })
 }
 
 fn open_device(path: &str) -> Result<fs::File, LaunchError> {

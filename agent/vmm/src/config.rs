@@ -5,19 +5,13 @@ use std::{io, os::unix::fs::FileExt};
 use holdfast_wire::{
     WIRE_VERSION,
     frame::{self, FrameError},
-    vmm::{CONFIG_FD, Config},
+    vmm::{BURST_MS_MIN, CONFIG_FD, Config, IoLimits, Network, Rate},
 };
 
-use crate::{layout::COMMAND_LINE_BYTES_MAX, sys};
+use crate::{layout::COMMAND_LINE_BYTES_MAX, limits::config::*, sys};
 
-/// vCPUs of one microVM. The largest tier has 4; APIC ids and one thread each set no tighter limit.
-const VCPUS_MAX: u8 = 32;
-/// Below this a kernel with its initramfs does not fit.
-const MEMORY_MIB_MIN: u32 = 64;
-/// Guest memory ends where a 40-bit physical address does, which every host has.
-const MEMORY_MIB_MAX: u32 = 1 << 19;
-/// Largest configuration frame: some dozens of disk segments and one command line.
-const CONFIG_BYTES_MAX: usize = 64 * 1024;
+/// Shortest bursts that fit into a second.
+const BURSTS_PER_SECOND: u64 = 1000 / BURST_MS_MIN;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
@@ -37,6 +31,15 @@ pub(crate) enum ConfigError {
     CommandLineTooLong { bytes: usize },
     #[error("command line holds a NUL")]
     CommandLineNul,
+    #[error("network {index} has MTU {found}; {MTU_MIN} to 65535 are possible")]
+    Mtu { index: usize, found: u16 },
+    #[error("network {index} has a MAC address that is not one of a single station")]
+    Mac { index: usize },
+    #[error(
+        "{device} has a burst of {} at {} a second; one of {BURST_MS_MIN} ms and of 1 is needed",
+        rate.burst, rate.per_second
+    )]
+    Burst { device: String, rate: Rate },
 }
 
 /// Reads the configuration from the start of the inherited fd [`CONFIG_FD`]. The fd stays open as
@@ -81,12 +84,42 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if line.contains(&0) {
         return Err(ConfigError::CommandLineNul);
     }
-    Ok(())
+    for disk in &config.disks {
+        check_limits(&format!("disk {}", disk.name), disk.limits)?;
+    }
+    config
+        .networks
+        .iter()
+        .enumerate()
+        .try_for_each(|(index, network)| check_network(index, network))
+}
+
+fn check_network(index: usize, network: &Network) -> Result<(), ConfigError> {
+    if network.mtu < MTU_MIN {
+        return Err(ConfigError::Mtu { index, found: network.mtu });
+    }
+    // The lowest bit of the first byte is a group's.
+    if network.mac[0] & 1 != 0 || network.mac == [0; 6] {
+        return Err(ConfigError::Mac { index });
+    }
+    let device = format!("network {index}");
+    check_limits(&device, network.to_guest)?;
+    check_limits(&device, network.from_guest)
+}
+
+fn check_limits(device: &str, limits: IoLimits) -> Result<(), ConfigError> {
+    let too_small = |rate: &Rate| {
+        rate.per_second == 0 || rate.burst == 0 || rate.burst < rate.per_second / BURSTS_PER_SECOND
+    };
+    match [limits.bytes, limits.operations].into_iter().flatten().find(too_small) {
+        Some(rate) => Err(ConfigError::Burst { device: device.to_owned(), rate }),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use holdfast_wire::vmm::Serial;
+    use holdfast_wire::vmm::{CpuTemplate, Disk, Serial};
 
     use super::*;
 
@@ -104,7 +137,16 @@ mod tests {
             vsock_fd: 9,
             serial: Serial { log_fd: 10, bytes_max: 1 },
             disks: Vec::new(),
+            networks: Vec::new(),
+            balloon: false,
+            cpu: CpuTemplate::Host,
         }
+    }
+
+    fn network() -> Network {
+        let free = IoLimits::default();
+        let mac = [2, 0, 0, 0, 0, 1];
+        Network { tap_fd: 11, mac, mtu: 1500, to_guest: free, from_guest: free }
     }
 
     fn refusal(change: impl FnOnce(&mut Config)) -> String {
@@ -126,6 +168,42 @@ mod tests {
         assert!(refusal(|config| config.memory_mib = 63).contains("63 MiB"));
         assert!(refusal(|config| config.command_line = "a".repeat(2048)).contains("2048 bytes"));
         assert!(refusal(|config| config.command_line = "a\0b".to_owned()).contains("NUL"));
+    }
+
+    #[test]
+    fn a_network_needs_an_address_of_its_own_and_a_sound_mtu() {
+        let with = |change: fn(&mut Network)| {
+            refusal(|config| {
+                config.networks = vec![network(), network()];
+                change(&mut config.networks[1]);
+            })
+        };
+        assert!(with(|network| network.mtu = 1279).contains("network 1 has MTU 1279"));
+        assert!(with(|network| network.mac[0] = 1).contains("network 1 has a MAC"));
+        assert!(with(|network| network.mac = [0; 6]).contains("network 1 has a MAC"));
+    }
+
+    #[test]
+    fn a_burst_too_short_for_its_rate_is_refused_wherever_it_is_set() {
+        let limits = |per_second, burst| IoLimits {
+            bytes: Some(Rate { per_second, burst }),
+            operations: None,
+        };
+        for (per_second, burst) in [(0, 1), (1, 0), (1000, 9)] {
+            let disk = Disk {
+                name: "vda".to_owned(),
+                read_only: true,
+                segments: Vec::new(),
+                limits: limits(per_second, burst),
+            };
+            assert!(refusal(|config| config.disks.push(disk)).contains("disk vda has a burst"));
+            let network = Network { from_guest: limits(per_second, burst), ..network() };
+            let refused = refusal(|config| config.networks.push(network));
+            assert!(refused.contains("network 0 has a burst"), "{refused}");
+        }
+        let mut config = good();
+        config.networks.push(Network { to_guest: limits(1000, 10), ..network() });
+        assert_eq!(check(&config).err().map(|error| error.to_string()), None);
     }
 
     #[test]

@@ -11,9 +11,7 @@ use std::{
 use holdfast_wire::vmm::Exit;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// Events waiting for the control thread. Devices report once in their life and PID 1 once per
-/// boot, so more than this is a guest that makes noise and what is over is dropped.
-const EVENTS_WAITING_MAX: usize = 128;
+use crate::limits::control::EVENTS_WAITING_MAX;
 
 /// One report to the control thread.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -47,7 +47,9 @@ impl InheritedFds {
         ];
         let segments = config.disks.iter().flat_map(|disk| &disk.segments);
         let mut fds = Self::default();
-        for (what, fd) in named.into_iter().chain(segments.map(|part| ("a disk", part.fd))) {
+        let segments = segments.map(|part| ("a disk", part.fd));
+        let taps = config.networks.iter().map(|network| ("a network", network.tap_fd));
+        for (what, fd) in named.into_iter().chain(segments).chain(taps) {
             fds.claim_one(what, fd)?;
         }
         Ok(fds)

@@ -16,8 +16,9 @@ use crate::{
     bus::Bus,
     devices::{DeviceError, DeviceSet},
     event::EventSender,
+    generation::{Generation, GenerationError},
     inherited::{FdError, InheritedFds},
-    layout::SERIAL_GSI,
+    layout::{GENERATION_GSI, SERIAL_GSI},
     legacy::serial::SerialPort,
     seccomp::{self, SeccompError, ThreadKind},
     vm::{
@@ -57,6 +58,12 @@ pub(crate) enum MachineError {
     },
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
+    #[error("this machine has no balloon")]
+    NoBalloon,
+    #[error("a balloon of {target_mib} MiB leaves nothing of {memory_mib} MiB")]
+    BalloonTooLarge { target_mib: u32, memory_mib: u32 },
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
     #[error("cannot {wanted} while {phase:?}")]
     WrongPhase { wanted: &'static str, phase: Phase },
     #[error("vCPUs did not stop within {STOP_LIMIT:?}")]
@@ -69,12 +76,16 @@ impl MachineError {
         match self {
             Self::Fd(_) => "the agent passed wrong fds; see its log",
             Self::Memory(_) => "make the memory file as long as the configuration says",
+            Self::Vm(VmError::Template(_)) => "use the host's own CPU, or another host",
             Self::Vm(_) => "see whether this host has KVM, and this user may use /dev/kvm",
             Self::Wiring(_) => "attach fewer devices",
             Self::Device(error) => error.hint(),
             Self::Boot(_) => "see that kernel and initramfs are whole, and that memory holds them",
             Self::Seccomp(_) => "this host's kernel needs CONFIG_SECCOMP_FILTER",
             Self::Kick(_) | Self::Thread { .. } => "see this sandbox's limit of processes",
+            Self::NoBalloon => "configure one before the start; it cannot be added later",
+            Self::BalloonTooLarge { .. } => "ask for less",
+            Self::Generation(_) => "see whether this host's random number generator works",
             Self::WrongPhase { .. } => "ask for the phase first (Hello tells it)",
             Self::NotStopped => "kill this VMM; its guest cannot be saved",
         }
@@ -85,6 +96,8 @@ impl MachineError {
 pub(crate) struct Machine {
     vm: Vm,
     memory: Memory,
+    memory_mib: u32,
+    generation: Generation,
     around: Arc<Surroundings>,
     /// What to load; gone once it was.
     sources: Option<Sources>,
@@ -104,8 +117,9 @@ impl Machine {
         vcpu::install_kick().map_err(MachineError::Kick)?;
         let memory_bytes = u64::from(config.memory_mib) << 20;
         let memory = memory::map(fds.take(config.memory_fd)?, memory_bytes)?;
-        let vm = Vm::new(fds.take(config.kvm_fd)?, &memory)?;
+        let vm = Vm::new(fds.take(config.kvm_fd)?, &memory, config.cpu)?;
         let mut wiring = KvmWiring::new(&vm.fd);
+        let generation = Generation::new(wiring.fixed_line(GENERATION_GSI)?);
         let serial_line = wiring.fixed_line(SERIAL_GSI)?;
         let log = fds.take(config.serial.log_fd)?;
         let serial = SerialPort::new(serial_line, log, config.serial.bytes_max);
@@ -121,6 +135,8 @@ impl Machine {
         Ok(Self {
             vm,
             memory,
+            memory_mib: config.memory_mib,
+            generation,
             around: Arc::new(Surroundings { bus, gate: Gate::new(), events }),
             sources: Some(sources),
             vcpus: Vec::new(),
@@ -210,14 +226,29 @@ impl Machine {
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        let (disks, vsock_rx_bytes, vsock_tx_bytes) = self.around.bus.devices.stats();
-        let serial_bytes = self.around.bus.flush_serial();
-        let mut stats =
-            Stats { disks, vsock_rx_bytes, vsock_tx_bytes, serial_bytes, ..Default::default() };
+        let mut stats = self.around.bus.devices.stats();
+        stats.serial_bytes = self.around.bus.flush_serial();
         for vcpu in &self.vcpus {
             vcpu.counters.add_to(&mut stats.exits);
         }
         stats
+    }
+
+    /// Sets how much of its memory the guest shall give up.
+    pub(crate) fn set_balloon(&self, target_mib: u32) -> Result<(), MachineError> {
+        if target_mib >= self.memory_mib {
+            return Err(MachineError::BalloonTooLarge { target_mib, memory_mib: self.memory_mib });
+        }
+        let there = self.around.bus.devices.set_balloon(target_mib);
+        if there { Ok(()) } else { Err(MachineError::NoBalloon) }
+    }
+
+    /// Gives the guest a new generation id and tells it. After a restore: before the vCPUs run.
+    pub(crate) fn renew_generation(&self) -> Result<(), MachineError> {
+        if self.phase() == Phase::Waiting {
+            return Err(self.wrong_phase("renew the generation id"));
+        }
+        Ok(self.generation.renew(&self.memory)?)
     }
 
     /// Ends the vCPUs' threads, then drains the devices: afterwards nothing touches memory, disks

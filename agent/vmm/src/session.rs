@@ -82,6 +82,8 @@ impl Session {
             ToVmm::Boot => self.machine.boot(),
             ToVmm::Pause => self.machine.pause(),
             ToVmm::Resume => self.machine.resume(),
+            ToVmm::Balloon { target_mib } => self.machine.set_balloon(target_mib),
+            ToVmm::RenewGeneration => self.machine.renew_generation(),
             ToVmm::Stats => {
                 let stats = self.machine.stats();
                 self.control.reply(Reply::Stats(stats));

@@ -38,17 +38,7 @@ const LONG: Duration = Duration::from_secs(60);
 fn waiting_with(kernel: &[u8], change: impl FnOnce(&mut Launch)) -> Vmm {
     let file = NamedTempFile::new().unwrap();
     fs_err::write(file.path(), kernel).unwrap();
-    let mut launch = Launch {
-        vmm: VMM.into(),
-        kernel: file.path().to_owned(),
-        initramfs: None,
-        command_line: String::new(),
-        memory_mib: 64,
-        vcpus: 1,
-        disks: Vec::new(),
-        serial_bytes_max: 1 << 20,
-        stream_serial: false,
-    };
+    let mut launch = Launch::new(VMM.into(), file.path().to_owned());
     change(&mut launch);
     launch.start().unwrap()
 }
@@ -247,6 +237,7 @@ fn main_and_vcpu_threads_make_each_call_their_filters_allow_and_no_other() {
     await_output(&mut vmm, 0);
     assert_eq!(vmm.ask(&ToVmm::Pause).unwrap(), Reply::Done);
     assert_eq!(vmm.ask(&ToVmm::Resume).unwrap(), Reply::Done);
+    assert_eq!(vmm.ask(&ToVmm::RenewGeneration).unwrap(), Reply::Done);
     // As a new agent does.
     vmm.control = UnixStream::connect(vmm.control_path()).unwrap();
     vmm.ask(&ToVmm::Hello { version: WIRE_VERSION }).unwrap();

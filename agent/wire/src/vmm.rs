@@ -41,6 +41,57 @@ pub struct Config {
     pub serial: Serial,
     /// virtio-blk devices in the order the guest sees them (`vda`, `vdb`, …).
     pub disks: Vec<Disk>,
+    /// virtio-net devices in the order the guest sees them (`eth0`, …).
+    pub networks: Vec<Network>,
+    /// A balloon with free-page reporting: what the guest does not use goes back to the host.
+    pub balloon: bool,
+    pub cpu: CpuTemplate,
+}
+
+/// What the guest's CPUs can do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CpuTemplate {
+    /// All that this host's CPU and KVM can: quickest, but a snapshot only fits the same CPUs.
+    #[default]
+    Host,
+    /// x86-64-v3 with AES and carry-less multiplication, and nothing beyond it that differs between
+    /// CPUs: a snapshot fits every host of the same vendor that has it. On a host that lacks a part
+    /// the VMM refuses to start.
+    V3,
+}
+
+/// How much a device may do. `None`: as much as the host can.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoLimits {
+    /// Bytes of requests or frames, their headers included.
+    pub bytes: Option<Rate>,
+    /// Requests or frames.
+    pub operations: Option<Rate>,
+}
+
+/// A token bucket: `per_second` in the long run, `burst` at once after a rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    /// At least 1.
+    pub per_second: u64,
+    /// At least 1, and at least what comes in [`BURST_MS_MIN`]: waits are that coarse.
+    pub burst: u64,
+}
+
+/// A burst must last this many milliseconds at the rate it belongs to.
+pub const BURST_MS_MIN: u64 = 10;
+
+/// One virtio-net device on a tap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Attached to its interface, with IFF_NO_PI and IFF_VNET_HDR, one queue.
+    pub tap_fd: i32,
+    /// A unicast address.
+    pub mac: [u8; 6],
+    /// 1280 to 65535.
+    pub mtu: u16,
+    pub to_guest: IoLimits,
+    pub from_guest: IoLimits,
 }
 
 /// The serial port's log: output only.
@@ -60,6 +111,7 @@ pub struct Disk {
     pub read_only: bool,
     /// At least one; a writable disk has exactly one.
     pub segments: Vec<Segment>,
+    pub limits: IoLimits,
 }
 
 /// A regular file shown as part of a disk.
@@ -83,6 +135,14 @@ pub enum ToVmm {
     Pause,
     Resume,
     Stats,
+    /// Let the guest give up memory until `target_mib` of its own are gone, or take them back down
+    /// to that. Answered at once; [`Stats`] tell how far the guest has come.
+    Balloon {
+        target_mib: u32,
+    },
+    /// Give the guest a new generation id and tell it, as after a restore: its random number
+    /// generator is seeded anew.
+    RenewGeneration,
     /// End this process at once, without asking the guest. Answered, then [`Event::Exited`].
     Kill,
 }
@@ -181,6 +241,9 @@ pub struct Stats {
     /// VM exits to user space, all vCPUs.
     pub exits: Exits,
     pub disks: Vec<DiskStats>,
+    pub networks: Vec<NetworkStats>,
+    /// `None`: there is no balloon.
+    pub balloon: Option<BalloonStats>,
     pub vsock_rx_bytes: u64,
     pub vsock_tx_bytes: u64,
     /// Bytes of serial output, dropped ones included.
@@ -206,4 +269,25 @@ pub struct DiskStats {
     pub written_bytes: u64,
     pub requests: u64,
     pub errors: u64,
+}
+
+/// As the guest sees it: received is what went to the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkStats {
+    pub received_bytes: u64,
+    pub received_frames: u64,
+    pub sent_bytes: u64,
+    pub sent_frames: u64,
+    /// Frames either way that the guest's driver or the tap could not take.
+    pub dropped_frames: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonStats {
+    pub target_mib: u32,
+    /// What the guest has given up so far, as its driver says.
+    pub actual_mib: u32,
+    /// Bytes given back to the host, by the balloon and by reports of free pages. A page that is
+    /// used and freed again counts again.
+    pub given_back_bytes: u64,
 }

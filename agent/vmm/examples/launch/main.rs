@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use holdfast_wire::vmm::{Event, Reply, ToVmm};
+use holdfast_wire::vmm::{Event, IoLimits, Reply, ToVmm};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm::{DiskFiles, Launch, Vmm};
 
@@ -43,6 +43,9 @@ struct Options {
     /// PATH[+PATH…][:ro]: files laid end to end as one disk; several are read-only by nature
     #[arg(long = "disk")]
     disks: Vec<String>,
+    /// Give the microVM a balloon with free-page reporting
+    #[arg(long)]
+    balloon: bool,
     /// Serial output over this many bytes is dropped
     #[arg(long, default_value_t = 1 << 20)]
     serial_bytes_max: u64,
@@ -68,8 +71,6 @@ impl Options {
             }
         };
         Ok(Launch {
-            vmm,
-            kernel: self.kernel.clone(),
             initramfs: self.initramfs.clone(),
             command_line: self.cmdline.clone(),
             memory_mib: self.memory_mib,
@@ -77,6 +78,8 @@ impl Options {
             disks: self.disks.iter().map(|text| disk(text)).collect(),
             serial_bytes_max: self.serial_bytes_max,
             stream_serial: self.until.is_some(),
+            balloon: self.balloon,
+            ..Launch::new(vmm, self.kernel.clone())
         })
     }
 }
@@ -86,7 +89,8 @@ fn disk(text: &str) -> DiskFiles {
         Some(paths) => (paths, true),
         None => (text, text.contains('+')),
     };
-    DiskFiles { files: paths.split('+').map(PathBuf::from).collect(), read_only }
+    let files = paths.split('+').map(PathBuf::from).collect();
+    DiskFiles { files, read_only, limits: IoLimits::default() }
 }
 
 fn main() -> Result<ExitCode> {
@@ -181,5 +185,6 @@ fn tell(vmm: &mut Vmm, started: Instant, out: &mut impl Write) -> Result<()> {
     writeln!(out, "serial_bytes: {}", stats.serial_bytes)?;
     writeln!(out, "vmm_rss_kib: {overhead_kib}")?;
     writeln!(out, "vmm_anon_kib: {anonymous_kib}")?;
+    writeln!(out, "guest_kib: {}", vmm.guest_bytes()? / 1024)?;
     Ok(())
 }

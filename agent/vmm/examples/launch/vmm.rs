@@ -9,6 +9,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,7 +17,10 @@ use anyhow::{Context, Result, bail};
 use fs_err::{File, OpenOptions};
 use holdfast_wire::{
     WIRE_VERSION, frame,
-    vmm::{CONFIG_FD, Config, Disk, Event, Reply, Segment, Serial, ToAgent, ToVmm},
+    vmm::{
+        CONFIG_FD, Config, CpuTemplate, Disk, Event, IoLimits, Network, Reply, Segment, Serial,
+        ToAgent, ToVmm,
+    },
 };
 use rustix::{
     fs::{MemfdFlags, ftruncate, memfd_create},
@@ -38,6 +42,7 @@ const SECTOR_BYTES: u64 = 4096;
 pub(crate) struct DiskFiles {
     pub(crate) files: Vec<PathBuf>,
     pub(crate) read_only: bool,
+    pub(crate) limits: IoLimits,
 }
 
 /// What to start.
@@ -50,6 +55,10 @@ pub(crate) struct Launch {
     pub(crate) memory_mib: u32,
     pub(crate) vcpus: u8,
     pub(crate) disks: Vec<DiskFiles>,
+    /// Each on a tap; the fd in it is ignored.
+    pub(crate) networks: Vec<(Arc<OwnedFd>, Network)>,
+    pub(crate) balloon: bool,
+    pub(crate) cpu: CpuTemplate,
     pub(crate) serial_bytes_max: u64,
     /// Serial output goes to [`Vmm::serial_stream`] instead of the log.
     pub(crate) stream_serial: bool,
@@ -58,6 +67,7 @@ pub(crate) struct Launch {
 /// A VMM that was started. Killed when dropped.
 pub(crate) struct Vmm {
     child: Child,
+    memory: OwnedFd,
     pub(crate) control: UnixStream,
     events: VecDeque<Event>,
     /// When its program was started: what was made ready for it before is not its time.
@@ -68,12 +78,33 @@ pub(crate) struct Vmm {
 }
 
 impl Launch {
+    /// A small machine with nothing attached.
+    pub(crate) fn new(vmm: PathBuf, kernel: PathBuf) -> Self {
+        Self {
+            vmm,
+            kernel,
+            initramfs: None,
+            command_line: String::new(),
+            memory_mib: 64,
+            vcpus: 1,
+            disks: Vec::new(),
+            networks: Vec::new(),
+            balloon: false,
+            cpu: CpuTemplate::Host,
+            serial_bytes_max: 1 << 20,
+            stream_serial: false,
+        }
+    }
+
     /// Starts the VMM, connects and says Hello. The guest waits for [`ToVmm::Boot`].
     pub(crate) fn start(&self) -> Result<Vmm> {
         let folder = tempfile::tempdir()?;
         let mut passed = Vec::new();
         let (serial, serial_stream) = self.serial(folder.path())?;
-        let config = self.config(folder.path(), serial, &mut passed)?;
+        let memory = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
+        ftruncate(&memory, u64::from(self.memory_mib) << 20)?;
+        let given = memory.try_clone()?;
+        let config = self.config(folder.path(), serial, given, &mut passed)?;
         let config_fd = config_file(&config)?;
         let mut command = Command::new(&self.vmm);
         command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -85,7 +116,7 @@ impl Launch {
         let control = UnixStream::connect(control_path(folder.path()))?;
         control.set_read_timeout(Some(ANSWER_LIMIT))?;
         let mut vmm =
-            Vmm { child, control, events: VecDeque::new(), started, serial_stream, folder };
+            Vmm { child, memory, control, events: VecDeque::new(), started, serial_stream, folder };
         match vmm.ask(&ToVmm::Hello { version: WIRE_VERSION })? {
             Reply::Hello { .. } => Ok(vmm),
             other => bail!("Hello was answered by {other:?}"),
@@ -103,9 +134,13 @@ impl Launch {
     }
 
     /// Opens everything and names it by number; `passed` keeps it open until the start.
-    fn config(&self, folder: &Path, serial: OwnedFd, passed: &mut Vec<OwnedFd>) -> Result<Config> {
-        let memory = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
-        ftruncate(&memory, u64::from(self.memory_mib) << 20)?;
+    fn config(
+        &self,
+        folder: &Path,
+        serial: OwnedFd,
+        memory: OwnedFd,
+        passed: &mut Vec<OwnedFd>,
+    ) -> Result<Config> {
         let mut pass = |fd: OwnedFd| -> Result<RawFd> {
             let moved = fcntl_dupfd_cloexec(&fd, FIRST_PASSED_FD)?;
             fcntl_setfd(&moved, FdFlags::empty())?;
@@ -125,7 +160,12 @@ impl Launch {
                 segments.push(Segment { fd: pass(file.into_parts().0.into())?, bytes });
             }
             let name = format!("disk{index}");
-            disks.push(Disk { name, read_only: disk.read_only, segments });
+            let DiskFiles { read_only, limits, .. } = *disk;
+            disks.push(Disk { name, read_only, segments, limits });
+        }
+        let mut networks = Vec::new();
+        for (tap, network) in &self.networks {
+            networks.push(Network { tap_fd: pass(tap.try_clone()?)?, ..network.clone() });
         }
         Ok(Config {
             version: WIRE_VERSION,
@@ -140,6 +180,9 @@ impl Launch {
             vsock_fd: pass(UnixListener::bind(vsock_path(folder))?.into())?,
             serial: Serial { log_fd: pass(serial)?, bytes_max: self.serial_bytes_max },
             disks,
+            networks,
+            balloon: self.balloon,
+            cpu: self.cpu,
         })
     }
 }
@@ -236,6 +279,11 @@ impl Vmm {
     /// Waits for the end of the process.
     pub(crate) fn wait(&mut self) -> Result<ExitStatus> {
         Ok(self.child.wait()?)
+    }
+
+    /// Bytes of the host's memory under the guest's.
+    pub(crate) fn guest_bytes(&self) -> Result<u64> {
+        Ok(u64::try_from(rustix::fs::fstat(&self.memory)?.st_blocks)? * 512)
     }
 
     /// Resident KiB that are not guest memory: all mappings but the memory file's.

@@ -9,7 +9,12 @@ use std::os::fd::OwnedFd;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::{devices::Window, layout, random, sys, vm::Memory};
+use crate::{
+    devices::Window,
+    generation::{self, GenerationError},
+    layout, sys,
+    vm::Memory,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BootError {
@@ -33,8 +38,8 @@ pub(crate) enum BootError {
     },
     #[error("ACPI tables of {bytes} bytes do not fit their place")]
     TablesTooLarge { bytes: usize },
-    #[error("no random bytes for the generation id")]
-    Random(#[source] std::io::Error),
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
 }
 
 /// What is loaded, by whom it is needed once.
@@ -63,9 +68,7 @@ pub(crate) fn load(
     put(memory, "command line", layout::COMMAND_LINE, sources.command_line.as_bytes())?;
     let rsdp = acpi::write(memory, sources.vcpus, windows)?;
     start_info::write(memory, sources.memory_bytes, initramfs, rsdp)?;
-    let mut generation = [0; 16];
-    random::fill(&mut generation).map_err(BootError::Random)?;
-    put(memory, "generation id", layout::GENERATION_ID, &generation)?;
+    generation::store(memory)?;
     Ok(kernel.entry)
 }
 

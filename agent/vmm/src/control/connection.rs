@@ -14,10 +14,8 @@ use holdfast_wire::{
     vmm::{ToAgent, ToVmm},
 };
 
-/// Bytes of requests that may wait for their end. Requests have some bytes each.
-const REQUEST_BYTES_MAX: usize = 4096;
-/// Bytes of answers an agent may leave unread. Stats of many disks take one or two KiB.
-const UNSENT_BYTES_MAX: usize = 64 * 1024;
+use crate::limits::control::{REQUEST_BYTES_MAX, UNSENT_BYTES_MAX};
+
 /// How long the end of this process waits for the agent to take the last event.
 const FINISH_LIMIT: Duration = Duration::from_secs(1);
 

@@ -21,8 +21,7 @@ use vmm_sys_util::{
 
 use connection::Connection;
 
-/// Events kept while no agent is connected. More are dropped, the oldest first.
-const EVENTS_KEPT_MAX: usize = 32;
+use crate::limits::control::EVENTS_KEPT_MAX;
 
 /// What an epoll event is about.
 const LISTENER: u64 = 0;

@@ -19,6 +19,11 @@ pub(super) struct Chain<'m> {
 }
 
 impl Chain<'_> {
+    /// Of all its buffers.
+    pub(super) fn bytes(&self) -> usize {
+        self.readable.len().saturating_add(self.writable.len())
+    }
+
     /// For queues on which the driver only sends.
     pub(super) fn only_readable(&self) -> Result<(), Broken> {
         if self.writable.is_empty() { Ok(()) } else { Err(Broken::Direction) }

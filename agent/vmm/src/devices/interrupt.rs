@@ -23,6 +23,11 @@ impl Interrupt {
         self.raise(VIRTIO_MMIO_INT_VRING);
     }
 
+    /// Tells the driver that its configuration changed.
+    pub(super) fn changed_configuration(&self) {
+        self.raise(VIRTIO_MMIO_INT_CONFIG);
+    }
+
     /// Tells the driver that this device works no more until it is reset.
     pub(super) fn broken(&self) {
         self.needs_reset.store(true, Ordering::SeqCst);

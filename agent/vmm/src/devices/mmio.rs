@@ -14,9 +14,10 @@ use virtio_bindings::{
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
+    configuration::Configuration,
     interrupt::Interrupt,
     queue::{Broken, Ring, RingSetup},
-    runner::Runner,
+    runner::{Runner, Started},
 };
 use crate::vm::Memory;
 
@@ -31,12 +32,14 @@ const NO_REGION: u32 = u32::MAX;
 /// Features of the transport and the rings, offered by every device.
 pub(super) const COMMON_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX;
 
-/// What a device is to the driver. Never changes.
+/// What a device is to the driver. Only the configuration's bytes may change.
 pub(super) struct Identity {
     pub(super) kind: u32,
     /// Beside [`COMMON_FEATURES`].
     pub(super) features: u64,
-    pub(super) config: Vec<u8>,
+    /// Those of `features` without which no driver is taken.
+    pub(super) needed: u64,
+    pub(super) config: Configuration,
     /// The largest size of each queue.
     pub(super) queue_sizes: &'static [u16],
 }
@@ -106,10 +109,7 @@ impl Transport {
         data.fill(0);
         let Ok(offset) = u32::try_from(offset) else { return };
         if let Some(at) = offset.checked_sub(VIRTIO_MMIO_CONFIG) {
-            let at = usize::try_from(at).unwrap_or(usize::MAX);
-            let rest = self.identity.config.get(at..).unwrap_or_default();
-            let count = rest.len().min(data.len());
-            data[..count].copy_from_slice(&rest[..count]);
+            self.identity.config.read(at, data);
         } else if let Ok(word) = <&mut [u8; 4]>::try_from(data) {
             *word = self.register(offset).to_le_bytes();
         }
@@ -117,9 +117,19 @@ impl Transport {
 
     /// A store by the guest. What makes no sense is ignored, as the specification has it.
     pub(super) fn write(&self, offset: u64, data: &[u8]) {
-        // No device has configuration that a driver may write.
-        if let (Ok(offset), Ok(word)) = (u32::try_from(offset), <[u8; 4]>::try_from(data)) {
+        let Ok(offset) = u32::try_from(offset) else { return };
+        if let Some(at) = offset.checked_sub(VIRTIO_MMIO_CONFIG) {
+            self.identity.config.driver_writes(at, data);
+        } else if let Ok(word) = <[u8; 4]>::try_from(data) {
             self.set_register(offset, u32::from_le_bytes(word));
+        }
+    }
+
+    /// Tells a driver that has started the device that its configuration changed. One that has not
+    /// reads it when it does.
+    pub(super) fn announce_configuration(&self) {
+        if self.registers().has(VIRTIO_CONFIG_S_DRIVER_OK) {
+            self.interrupt.changed_configuration();
         }
     }
 
@@ -158,7 +168,7 @@ impl Transport {
             | VIRTIO_MMIO_SHM_LEN_HIGH
             | VIRTIO_MMIO_SHM_BASE_LOW
             | VIRTIO_MMIO_SHM_BASE_HIGH => NO_REGION,
-            // The configuration never changes, so its generation stays 0 as well.
+            VIRTIO_MMIO_CONFIG_GENERATION => self.identity.config.generation(),
             _ => 0,
         }
     }
@@ -216,15 +226,16 @@ impl Transport {
         }
         registers.status |= added;
         if added & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
-            self.runner.start(self.rings(registers));
+            self.runner.start(self.started(registers));
         }
     }
 
     fn accepts(&self, features: u64) -> bool {
-        features & !self.offered() == 0 && features & 1 << VIRTIO_F_VERSION_1 != 0
+        let needed = self.identity.needed | 1 << VIRTIO_F_VERSION_1;
+        features & !self.offered() == 0 && features & needed == needed
     }
 
-    fn rings(&self, registers: &Registers) -> Result<Vec<Ring>, Broken> {
+    fn started(&self, registers: &Registers) -> Result<Started, Broken> {
         let event_idx = registers.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let queues = registers.queues.iter().zip(self.identity.queue_sizes).enumerate();
         queues
@@ -232,7 +243,8 @@ impl Transport {
                 let interrupt = Arc::clone(&self.interrupt);
                 Ring::new(index, setup, *max, event_idx, &self.memory, interrupt)
             })
-            .collect()
+            .collect::<Result<_, _>>()
+            .map(|rings| Started { rings, features: registers.driver_features })
     }
 }
 

@@ -1,10 +1,14 @@
 //! The virtio devices of one microVM: each behind a window of registers, with a thread of its own.
 
+mod balloon;
 mod blk;
 mod chain;
+mod configuration;
 mod interrupt;
 mod mmio;
+mod net;
 mod queue;
+mod rate;
 mod rng;
 mod runner;
 mod sys;
@@ -14,13 +18,15 @@ mod vsock;
 
 use std::{io, sync::Arc};
 
-use holdfast_wire::vmm::{Config, DiskStats};
+use holdfast_wire::vmm::{Config, Stats};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 
 use self::{
+    balloon::Balloon,
     blk::{DiskCounters, DiskError},
     interrupt::Interrupt,
     mmio::{Identity, Parts, Transport},
+    net::{NetworkCounters, TapError},
     runner::{Runner, Setting, Worker},
     vsock::VsockCounters,
 };
@@ -42,6 +48,12 @@ pub(crate) enum DeviceError {
         name: String,
         #[source]
         source: DiskError,
+    },
+    #[error("network {index} cannot be used")]
+    Network {
+        index: usize,
+        #[source]
+        source: TapError,
     },
     #[error("device {device} cannot be connected")]
     Wiring {
@@ -65,6 +77,7 @@ impl DeviceError {
             Self::Disk { .. } => {
                 "see whether the files of this disk are whole, and who changed them"
             }
+            Self::Network { .. } => "see how the tap of this network was made",
             Self::Wiring { .. } => "attach fewer devices",
             Self::Thread { .. } => "see this sandbox's limit of processes",
         }
@@ -86,13 +99,16 @@ struct Device {
     worker: Box<dyn Worker>,
 }
 
-/// All devices: the disks in the order of the configuration, then rng, then vsock.
+/// All devices: the disks in the order of the configuration, then rng, then vsock, then the
+/// networks and the balloon, if there are any.
 pub(crate) struct DeviceSet {
     windows: Vec<Window>,
     /// In the order of `windows`.
     transports: Vec<Transport>,
     disks: Vec<Arc<DiskCounters>>,
     vsock: Arc<VsockCounters>,
+    networks: Vec<Arc<NetworkCounters>>,
+    balloon: Option<Balloon>,
 }
 
 impl DeviceSet {
@@ -115,7 +131,27 @@ impl DeviceSet {
         let listener = fds.take(config.vsock_fd)?.into();
         devices.push(vsock::device(listener, Arc::clone(&counters), events.clone()));
 
-        let mut set = Self { windows: Vec::new(), transports: Vec::new(), disks, vsock: counters };
+        let mut networks = Vec::new();
+        for (index, network) in config.networks.iter().enumerate() {
+            let counters = Arc::new(NetworkCounters::default());
+            devices.push(net::device(index, network, fds, Arc::clone(&counters))?);
+            networks.push(counters);
+        }
+        let mut balloon = None;
+        if config.balloon {
+            let (device, handle) = balloon::device(devices.len());
+            devices.push(device);
+            balloon = Some(handle);
+        }
+
+        let mut set = Self {
+            windows: Vec::new(),
+            transports: Vec::new(),
+            disks,
+            vsock: counters,
+            networks,
+            balloon,
+        };
         for device in devices {
             set.connect(device, &memory, wiring, &events)?;
         }
@@ -188,9 +224,25 @@ impl DeviceSet {
         self.transports.iter().for_each(|transport| transport.runner().resume());
     }
 
-    /// Per disk, then vsock bytes received from and sent to the guest.
-    pub(crate) fn stats(&self) -> (Vec<DiskStats>, u64, u64) {
-        let disks = self.disks.iter().map(|disk| disk.read()).collect();
-        (disks, self.vsock.received(), self.vsock.sent())
+    /// Sets how much the guest shall give up. False: there is no balloon.
+    pub(crate) fn set_balloon(&self, target_mib: u32) -> bool {
+        let Some(balloon) = &self.balloon else { return false };
+        balloon.set_target(target_mib);
+        if let Some(transport) = self.transports.get(balloon.index()) {
+            transport.announce_configuration();
+        }
+        true
+    }
+
+    /// What the devices have counted; everything else in it is for others to fill in.
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            disks: self.disks.iter().map(|disk| disk.read()).collect(),
+            networks: self.networks.iter().map(|network| network.read()).collect(),
+            balloon: self.balloon.as_ref().map(Balloon::read),
+            vsock_rx_bytes: self.vsock.received(),
+            vsock_tx_bytes: self.vsock.sent(),
+            ..Stats::default()
+        }
     }
 }

@@ -1,20 +1,31 @@
 //! One virtqueue of a running device, over the crate `virtio-queue`, which reads rings but ends a
 //! bad chain in silence: here a chain is taken whole or the queue is [`Broken`].
 
-use std::sync::Arc;
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
+    time::Instant,
+};
 
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryError, Permissions};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT, desc::split::Descriptor};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
 
 use super::{
     chain::{Buffer, Chain},
     interrupt::Interrupt,
+    rate::Throttle,
 };
 use crate::vm::Memory;
 
 const DESCRIPTOR_BYTES: usize = 16;
+/// Of a ring's flags and index, before its entries.
+const RING_HEADER_BYTES: u64 = 4;
+const USED_ENTRY_BYTES: u64 = 8;
 
-/// What the driver did that a queue cannot go on from.
+/// What a device cannot go on from: mostly what the driver did.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Broken {
     #[error("queue {queue} was not set up")]
@@ -33,15 +44,39 @@ pub(super) enum Broken {
     Direction,
     #[error("a chain of {bytes} bytes is too short for {what}")]
     TooShort { what: &'static str, bytes: usize },
+    #[error("a chain of {bytes} bytes is too long for {what}")]
+    TooLong { what: &'static str, bytes: usize },
+    #[error("page {page:#x} is not one of the guest's memory")]
+    Page { page: u64 },
+    #[error("the host refused to {what}")]
+    Host {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Whether a queue has more to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// Nothing until the driver kicks.
+    /// Nothing until the driver kicks, or an fd of the device is ready.
     Idle,
+    /// Nothing before this moment, for a rate is used up.
+    At(Instant),
     /// The batch was used up.
     More,
+}
+
+impl Progress {
+    /// Of two things to do, the one that comes first.
+    pub(super) fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::More, _) | (_, Self::More) => Self::More,
+            (Self::At(one), Self::At(two)) => Self::At(one.min(two)),
+            (Self::Idle, other) => other,
+            (this, Self::Idle) => this,
+        }
+    }
 }
 
 /// What the driver wrote into the registers of one queue; checked when the device is started.
@@ -57,6 +92,9 @@ pub(super) struct RingSetup {
 /// A queue in use.
 pub(super) struct Ring {
     queue: Queue,
+    event_idx: bool,
+    /// Requests returned since the driver was last told, or found not to want to be.
+    untold: u16,
     interrupt: Arc<Interrupt>,
 }
 
@@ -106,7 +144,7 @@ impl Ring {
         queue.try_set_used_ring_address(place("used ring", setup.used, 4, 6 + 8 * entries)?)?;
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
-        Ok(Self { queue, interrupt })
+        Ok(Self { queue, event_idx, untold: 0, interrupt })
     }
 
     /// The next request, or `None` when the driver has offered no more.
@@ -114,6 +152,22 @@ impl Ring {
         let size = self.queue.size();
         let Some(descriptors) = self.queue.iter(memory)?.next() else { return Ok(None) };
         read_chain(descriptors, size, memory).map(Some)
+    }
+
+    /// The next request as the places it names, for a device that wants these and no bytes. What
+    /// lies outside of memory is the device's to refuse.
+    pub(super) fn next_places(&mut self, memory: &Memory) -> Result<Option<Places>, Broken> {
+        let size = self.queue.size();
+        let Some(descriptors) = self.queue.iter(memory)?.next() else { return Ok(None) };
+        let mut places = Places { head: descriptors.head_index(), writable: Vec::new() };
+        walk(descriptors, size, |descriptor| {
+            if !descriptor.is_write_only() {
+                return Err(Broken::Direction);
+            }
+            places.writable.push((descriptor.addr(), descriptor.len()));
+            Ok(())
+        })?;
+        Ok(Some(places))
     }
 
     /// Undoes the last [`Self::next`].
@@ -129,13 +183,56 @@ impl Ring {
         head: u16,
         written: usize,
     ) -> Result<(), Broken> {
-        // A chain is at most 2^32 bytes long, so this only ever caps that one length.
-        let written = u32::try_from(written).unwrap_or(u32::MAX);
-        self.queue.add_used(memory, head, written)?;
-        if self.queue.needs_notification(memory)? {
+        self.queue.add_used(memory, head, length(written))?;
+        self.untold = self.untold.wrapping_add(1);
+        self.tell(memory)
+    }
+
+    /// Returns several requests, each with the bytes written to it, that make one answer: the
+    /// driver sees all of them at once.
+    pub(super) fn give_back_all(
+        &mut self,
+        memory: &Memory,
+        used: &[(u16, usize)],
+    ) -> Result<(), Broken> {
+        let Some((&(head, written), others)) = used.split_last() else { return Ok(()) };
+        for &(head, written) in others {
+            let next = self.queue.next_used();
+            let slot = u64::from(next % self.queue.size());
+            let at = self.queue.used_ring() + RING_HEADER_BYTES + USED_ENTRY_BYTES * slot;
+            let entry = [u32::from(head).to_le_bytes(), length(written).to_le_bytes()].concat();
+            memory.write_slice(&entry, GuestAddress(at))?;
+            self.queue.set_next_used(next.wrapping_add(1));
+            self.untold = self.untold.wrapping_add(1);
+        }
+        // The index that this one moves on shows them all.
+        self.give_back(memory, head, written)
+    }
+
+    /// Raises the interrupt if the driver wants it for what has come back. The queue of the crate
+    /// keeps this account too, but only of what it returned one by one.
+    fn tell(&mut self, memory: &Memory) -> Result<(), Broken> {
+        // The driver changes the event field and then looks at the ring; we the other way round.
+        fence(Ordering::SeqCst);
+        let wanted = if self.event_idx {
+            let entries = 2 * u64::from(self.queue.size());
+            let at = GuestAddress(self.queue.avail_ring() + RING_HEADER_BYTES + entries);
+            let event = u16::from_le(memory.load(at, Ordering::Relaxed)?);
+            let since_event = self.queue.next_used().wrapping_sub(event).wrapping_sub(1);
+            since_event < self.untold
+        } else {
+            true
+        };
+        self.untold = 0;
+        if wanted {
             self.interrupt.used_buffers();
         }
         Ok(())
+    }
+
+    /// Wants no kicks until it asks for one.
+    pub(super) fn refuse_kicks(&mut self, memory: &Memory) -> Result<(), Broken> {
+        Ok(self.queue.disable_notification(memory)?)
     }
 
     /// Asks for a kick when the driver offers more. True: it has done so already.
@@ -143,19 +240,25 @@ impl Ring {
         Ok(self.queue.enable_notification(memory)?)
     }
 
-    /// Handles up to `batch` requests; `handle` returns the bytes it wrote to a chain. The bound
-    /// is there because a device looks at its orders and other fds only in between: a driver that
-    /// never stops asking must not keep it from a pause.
+    /// Handles up to `batch` requests, none before `throttle` lets it; `handle` returns the bytes
+    /// it wrote to a chain. The bound is there because a device looks at its orders and other fds
+    /// only in between: a driver that never stops asking must not keep it from a pause.
     pub(super) fn serve(
         &mut self,
         memory: &Memory,
         batch: usize,
+        throttle: &mut Throttle,
+        now: Instant,
         mut handle: impl FnMut(Chain<'_>) -> Result<usize, Broken>,
     ) -> Result<Progress, Broken> {
-        self.queue.disable_notification(memory)?;
+        self.refuse_kicks(memory)?;
         for _ in 0..batch {
+            if let Some(until) = throttle.held_until(now) {
+                return Ok(Progress::At(until));
+            }
             match self.next(memory)? {
                 Some(chain) => {
+                    throttle.spend(chain.bytes());
                     let head = chain.head;
                     let written = handle(chain)?;
                     self.give_back(memory, head, written)?;
@@ -168,18 +271,44 @@ impl Ring {
     }
 }
 
-/// Reads a whole chain of at most `size` descriptors, the most the driver may use.
+/// A request as the places it names, all of them for the device to write.
+pub(super) struct Places {
+    pub(super) head: u16,
+    pub(super) writable: Vec<(GuestAddress, u32)>,
+}
+
+/// A chain is at most 2^32 bytes long, so this only ever caps that one length.
+fn length(written: usize) -> u32 {
+    u32::try_from(written).unwrap_or(u32::MAX)
+}
+
+/// Shows each descriptor of a chain of at most `size`, the most the driver may use.
+fn walk(
+    mut descriptors: DescriptorChain<&Memory>,
+    size: u16,
+    mut show: impl FnMut(Descriptor) -> Result<(), Broken>,
+) -> Result<(), Broken> {
+    for _ in 0..size {
+        // The crate ends the chain where a descriptor is bad; one that promised a next is told by
+        // that from a good end.
+        let Some(descriptor) = descriptors.next() else { return Err(Broken::ChainEnd) };
+        show(descriptor)?;
+        if !descriptor.has_next() {
+            return Ok(());
+        }
+    }
+    Err(Broken::ChainEnd)
+}
+
+/// Reads a whole chain.
 fn read_chain<'m>(
-    mut descriptors: DescriptorChain<&'m Memory>,
+    descriptors: DescriptorChain<&'m Memory>,
     size: u16,
     memory: &'m Memory,
 ) -> Result<Chain<'m>, Broken> {
     let head = descriptors.head_index();
     let mut chain = Chain { head, readable: Buffer::default(), writable: Buffer::default() };
-    for _ in 0..size {
-        // The crate ends the chain where a descriptor is bad; one that promised a next is told by
-        // that from a good end.
-        let Some(descriptor) = descriptors.next() else { return Err(Broken::ChainEnd) };
+    walk(descriptors, size, |descriptor| {
         let bytes = usize::try_from(descriptor.len()).unwrap_or(usize::MAX);
         let target = if descriptor.is_write_only() {
             &mut chain.writable
@@ -191,11 +320,9 @@ fn read_chain<'m>(
         for slice in memory.get_slices(descriptor.addr(), bytes, Permissions::ReadWrite)? {
             target.push(slice?);
         }
-        if !descriptor.has_next() {
-            return Ok(chain);
-        }
-    }
-    Err(Broken::ChainEnd)
+        Ok(())
+    })?;
+    Ok(chain)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::{
         mpsc::{self, Receiver, Sender, SyncSender},
     },
     thread::{self, JoinHandle},
+    time::Instant,
 };
 
 use holdfast_wire::vmm::Exit;
@@ -24,17 +25,10 @@ use super::{
 };
 use crate::{
     event::{Event, EventSender},
+    limits::threads::{DEVICE_STACK_BYTES, EVENTS_PER_TURN, STOPS_REPORTED_MAX},
     seccomp::{self, ThreadKind},
     vm::Memory,
 };
-
-/// Stack of a device's thread. Workers keep no large values on it.
-const STACK_BYTES: usize = 128 * 1024;
-/// fds looked at in one turn.
-const EVENTS_PER_TURN: usize = 16;
-/// Stops of one device that are reported. A driver that resets and breaks it again and again only
-/// repeats itself.
-const STOPS_REPORTED_MAX: u32 = 4;
 
 /// Tokens of the thread's own fds. Workers use numbers below [`Self::OWN`].
 struct Token;
@@ -55,25 +49,39 @@ pub(super) trait Worker: Send {
         Ok(())
     }
 
-    /// The driver has started the device.
-    fn start(&mut self) {}
+    /// The driver has started the device, and agreed on `features`.
+    fn start(&mut self, _features: u64) -> Result<(), Broken> {
+        Ok(())
+    }
 
     /// An fd of its own is ready. Also called while paused: it notes that, and acts in `work`.
     fn ready(&mut self, _token: u64, _events: EventSet) {}
 
     /// Handles a bounded batch of whatever there is to do.
-    fn work(&mut self, rings: &mut [Ring], memory: &Memory) -> Result<Progress, Broken>;
+    fn work(
+        &mut self,
+        rings: &mut [Ring],
+        memory: &Memory,
+        now: Instant,
+    ) -> Result<Progress, Broken>;
 
     /// The driver reset the device, or broke it: forget what was going on.
     fn reset(&mut self) {}
 }
 
 enum Order {
-    Start(Result<Vec<Ring>, Broken>),
+    Start(Result<Started, Broken>),
     Reset(SyncSender<()>),
     Pause(SyncSender<()>),
     Resume,
     End,
+}
+
+/// What the driver set up before it started the device.
+pub(super) struct Started {
+    pub(super) rings: Vec<Ring>,
+    /// Agreed on.
+    pub(super) features: u64,
 }
 
 /// The end of the thread that others hold. Dropping it ends the thread.
@@ -116,15 +124,15 @@ impl Runner {
             paused: false,
             stops: 0,
         };
-        let builder = thread::Builder::new().name(name).stack_size(STACK_BYTES);
+        let builder = thread::Builder::new().name(name).stack_size(DEVICE_STACK_BYTES);
         let thread = builder.spawn(move || inside.run())?;
         Ok(Self { orders: sender, bell, thread: Some(thread) })
     }
 
     /// Hands the queues over, and the worker looks at them at once; or stops the device for how
     /// they were set up.
-    pub(super) fn start(&self, rings: Result<Vec<Ring>, Broken>) {
-        self.order(Order::Start(rings));
+    pub(super) fn start(&self, started: Result<Started, Broken>) {
+        self.order(Order::Start(started));
     }
 
     /// Takes the queues away. On return the device touches guest memory no more.
@@ -187,8 +195,7 @@ impl Inside {
         let mut events = [EpollEvent::default(); EVENTS_PER_TURN];
         let mut progress = Progress::Idle;
         loop {
-            let timeout = if progress == Progress::More { 0 } else { -1 };
-            let count = match self.epoll.wait(timeout, &mut events) {
+            let count = match self.epoll.wait(timeout_ms(progress, Instant::now), &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return self.stop(&error.to_string()),
@@ -213,11 +220,10 @@ impl Inside {
         let _ = self.bell.read();
         while let Ok(order) = self.orders.try_recv() {
             match order {
-                Order::Start(Err(broken)) => self.stop(&reason(&broken)),
-                Order::Start(Ok(rings)) => {
-                    self.rings = rings;
-                    self.running = true;
-                    self.worker.start();
+                Order::Start(started) => {
+                    if let Err(broken) = started.and_then(|started| self.start(started)) {
+                        self.stop(&reason(&broken));
+                    }
                 }
                 Order::Reset(done) => {
                     self.halt();
@@ -234,6 +240,13 @@ impl Inside {
         Follow::On
     }
 
+    fn start(&mut self, Started { rings, features }: Started) -> Result<(), Broken> {
+        self.worker.start(features)?;
+        self.rings = rings;
+        self.running = true;
+        Ok(())
+    }
+
     fn silence_kick(&self, queue: u64) {
         let kick = usize::try_from(queue).ok().and_then(|queue| self.setting.kicks.get(queue));
         // Readable a moment ago, and nobody else reads it.
@@ -244,7 +257,7 @@ impl Inside {
         if !self.running || self.paused {
             return Progress::Idle;
         }
-        match self.worker.work(&mut self.rings, &self.setting.memory) {
+        match self.worker.work(&mut self.rings, &self.setting.memory, Instant::now()) {
             Ok(progress) => progress,
             Err(broken) => {
                 self.stop(&reason(&broken));
@@ -272,6 +285,18 @@ impl Inside {
     }
 }
 
+/// How long to wait for events, as epoll wants it: rounded up, so that it is never too early.
+fn timeout_ms(progress: Progress, now: impl FnOnce() -> Instant) -> i32 {
+    match progress {
+        Progress::More => 0,
+        Progress::Idle => -1,
+        Progress::At(moment) => {
+            let left = moment.saturating_duration_since(now());
+            i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
+        }
+    }
+}
+
 #[derive(PartialEq, Eq)]
 enum Follow {
     On,
@@ -288,4 +313,69 @@ fn reason(broken: &Broken) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{devices::testing, event};
+
+    /// Holds until a moment, then is idle; tells of each look at it.
+    struct Held {
+        until: Instant,
+        looks: mpsc::Sender<Instant>,
+    }
+
+    impl Worker for Held {
+        fn thread_kind(&self) -> ThreadKind {
+            ThreadKind::Disk
+        }
+
+        fn work(&mut self, _: &mut [Ring], _: &Memory, now: Instant) -> Result<Progress, Broken> {
+            self.looks.send(now).unwrap();
+            Ok(if now < self.until { Progress::At(self.until) } else { Progress::Idle })
+        }
+    }
+
+    #[test]
+    fn a_held_device_sleeps_until_its_moment_and_then_until_it_is_asked() {
+        let setting = Setting {
+            name: "held".to_owned(),
+            kicks: Vec::new(),
+            interrupt: Arc::new(Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap())),
+            memory: testing::memory(),
+            events: event::channel().unwrap().0,
+        };
+        let (sender, looks) = mpsc::channel();
+        let until = Instant::now() + Duration::from_millis(50);
+        let runner = Runner::spawn(setting, Box::new(Held { until, looks: sender })).unwrap();
+        runner.start(Ok(Started { rings: Vec::new(), features: 0 }));
+        let in_time = looks.iter().find(|look| *look >= until);
+        assert!(in_time.is_some());
+        // Orders are followed between looks, and a paused device is not looked at.
+        runner.pause();
+        drop(runner);
+        let more = looks.iter().count();
+        assert!(more <= 1, "{more} looks at an idle device");
+    }
+
+    #[test]
+    fn waits_are_never_too_short_and_never_endless_when_there_is_a_moment() {
+        let now = Instant::now();
+        let after = |nanos| Progress::At(now + Duration::from_nanos(nanos));
+        for (progress, timeout) in [
+            (Progress::More, 0),
+            (Progress::Idle, -1),
+            (after(0), 0),
+            (after(1), 1),
+            (after(1_000_000), 1),
+            (after(1_000_001), 2),
+            (after(u64::MAX), i32::MAX),
+        ] {
+            assert_eq!(timeout_ms(progress, || now), timeout, "{progress:?}");
+        }
+        assert_eq!(timeout_ms(after(0), || now + Duration::from_secs(1)), 0);
+    }
 }

@@ -10,9 +10,7 @@ use std::{
 use vm_memory::bitmap::Bitmap;
 
 use super::chain::Buffer;
-
-/// The most pieces one call takes (Linux's UIO_MAXIOV); the caller goes on with the rest.
-const PIECES_MAX: usize = 1024;
+use crate::limits::blk::PIECES_MAX;
 
 /// Reads from `file` at `offset` into the front of `target`. Returns the bytes read; 0 is the end
 /// of the file.

@@ -13,9 +13,10 @@ use std::{
 };
 
 use fs_err::File;
-use holdfast_wire::vmm::{Config, Disk, Segment, Serial};
+use holdfast_wire::vmm::{Config, CpuTemplate, Disk, IoLimits, Network, Segment, Serial};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use virtio_bindings::virtio_mmio::*;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, FileOffset, GuestAddress};
 use vmm_sys_util::{
     epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
     eventfd::{EFD_NONBLOCK, EventFd},
@@ -48,8 +49,14 @@ pub(super) const STARTED: u32 = 1 | 2 | 4 | 8;
 
 pub(super) fn memory() -> Memory {
     let half = usize::try_from(MEMORY_BYTES / 2).unwrap();
+    let file = memfd_create("memory of a test", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&file, MEMORY_BYTES).unwrap();
+    let low = FileOffset::new(file.into(), 0);
+    let high = FileOffset::from_arc(low.arc().clone(), MEMORY_BYTES / 2);
     // Two regions side by side, as around the hole below 4 GiB: buffers may span both.
-    Memory::from_ranges(&[(GuestAddress(0), half), (GuestAddress(MEMORY_BYTES / 2), half)]).unwrap()
+    let middle = GuestAddress(MEMORY_BYTES / 2);
+    let regions = [(GuestAddress(0), half, Some(low)), (middle, half, Some(high))];
+    Memory::from_ranges_with_files(regions).unwrap()
 }
 
 /// Waits until `fd` is readable.
@@ -64,7 +71,8 @@ pub(super) fn wait_readable(fd: &impl AsRawFd, what: &str) {
 /// A disk of a test: one file per segment.
 pub(super) fn disk(name: &str, read_only: bool, files: Vec<(File, u64)>) -> Disk {
     let segments = files.into_iter().map(|(file, bytes)| Segment { fd: file.into_raw_fd(), bytes });
-    Disk { name: name.to_owned(), read_only, segments: segments.collect() }
+    let limits = IoLimits::default();
+    Disk { name: name.to_owned(), read_only, segments: segments.collect(), limits }
 }
 
 #[derive(Default)]
@@ -99,7 +107,13 @@ pub(super) struct Rig {
 }
 
 impl Rig {
+    /// With disks, rng and vsock.
     pub(super) fn new(disks: Vec<Disk>) -> Self {
+        Self::with(disks, Vec::new(), false)
+    }
+
+    /// Networks and the balloon come behind rng and vsock.
+    pub(super) fn with(disks: Vec<Disk>, networks: Vec<Network>, balloon: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("vsock.sock");
         let unused = || File::open("/dev/null").unwrap().into_raw_fd();
@@ -116,6 +130,9 @@ impl Rig {
             vsock_fd: UnixListener::bind(&socket).unwrap().into_raw_fd(),
             serial: Serial { log_fd: unused(), bytes_max: 0 },
             disks,
+            networks,
+            balloon,
+            cpu: CpuTemplate::Host,
         };
         let mut fds = InheritedFds::claim(&config).unwrap();
         let memory = memory();
@@ -190,6 +207,13 @@ impl Rig {
     /// Puts `bytes` into guest memory.
     pub(super) fn store(&self, address: u64, bytes: &[u8]) {
         self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
+    }
+
+    /// Waits for the interrupt of `device`.
+    pub(super) fn wait_interrupt(&self, device: usize) {
+        let line = &self.wiring.lines[device];
+        wait_readable(line, "an interrupt");
+        let _ = line.read();
     }
 
     /// Waits for the next report.

@@ -8,8 +8,8 @@ use std::{
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Bytes kept until a line ends: a write to the log per byte would cost more than the exit.
-const LINE_BYTES_MAX: usize = 256;
+use crate::limits::serial::LINE_BYTES_MAX;
+
 /// Last line of a log that reached its limit.
 const FULL: &[u8] = b"\n[serial log is full; further output is dropped]\n";
 

@@ -45,10 +45,13 @@ pub enum ThreadKind {
     Disk,
     Rng,
     Vsock,
+    Net,
+    Balloon,
 }
 
 impl ThreadKind {
-    pub const ALL: [Self; 5] = [Self::Main, Self::Vcpu, Self::Disk, Self::Rng, Self::Vsock];
+    pub const ALL: [Self; 7] =
+        [Self::Main, Self::Vcpu, Self::Disk, Self::Rng, Self::Vsock, Self::Net, Self::Balloon];
 
     /// Its lists: what every thread may, what every device's may, what it alone may.
     pub fn rules(self) -> impl Iterator<Item = &'static Rule> {
@@ -58,6 +61,8 @@ impl ThreadKind {
             Self::Disk => &[rules::DEBUG, rules::EVERY, rules::WAITING, rules::DISK],
             Self::Rng => &[rules::DEBUG, rules::EVERY, rules::WAITING, rules::RNG],
             Self::Vsock => &[rules::DEBUG, rules::EVERY, rules::WAITING, rules::VSOCK],
+            Self::Net => &[rules::DEBUG, rules::EVERY, rules::WAITING, rules::NET],
+            Self::Balloon => &[rules::DEBUG, rules::EVERY, rules::WAITING, rules::BALLOON],
         };
         lists.iter().copied().flatten()
     }

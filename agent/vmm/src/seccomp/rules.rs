@@ -80,6 +80,7 @@ const IOCTL_NOT_BLOCKING: u64 = 0x5421;
 const GET_FLAGS: u64 = 1;
 const SOCKET_LEVEL: u64 = 1;
 const SEND_TIMEOUT: u64 = 21;
+const IOCTL_TAP_OFFLOAD: u64 = 0x4004_54d0;
 /// Modes of fallocate, which keep the file's length.
 const PUNCH_HOLE: u64 = 0x2 | 0x1;
 const ZERO_RANGE: u64 = 0x10 | 0x1;
@@ -160,6 +161,7 @@ pub(super) const MAIN: &[Rule] = &[
     may("epoll_ctl", libc::SYS_epoll_ctl, "watch the agent's connection"),
     may("recvfrom", libc::SYS_recvfrom, "read the agent's requests"),
     may("sendto", libc::SYS_sendto, "answer the agent"),
+    may("getrandom", libc::SYS_getrandom, "renew the generation id"),
     may_if(
         "ioctl",
         libc::SYS_ioctl,
@@ -214,3 +216,18 @@ pub(super) const VSOCK: &[Rule] = &[
     may("shutdown", libc::SYS_shutdown, "pass the guest's end of one direction on"),
     may_if("ioctl", libc::SYS_ioctl, &[Is(1, IOCTL_NOT_BLOCKING)], "not block on a client"),
 ];
+
+/// What a network's thread may.
+pub(super) const NET: &[Rule] = &[
+    may("writev", libc::SYS_writev, "send a frame from guest memory to the tap"),
+    may_if(
+        "ioctl",
+        libc::SYS_ioctl,
+        &[Is(1, IOCTL_TAP_OFFLOAD)],
+        "tell the tap what the guest's driver can take",
+    ),
+];
+
+/// What the balloon's thread may.
+pub(super) const BALLOON: &[Rule] =
+    &[may_if("fallocate", libc::SYS_fallocate, &[Is(1, PUNCH_HOLE)], "give pages back")];

@@ -1,9 +1,11 @@
 //! Guest memory: one memfd the agent made, mapped below and above the gap for devices.
 
-use std::os::fd::OwnedFd;
+use std::{io, os::fd::OwnedFd};
 
+use rustix::fs::{FallocateFlags, fallocate};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestRegionCollection, GuestRegionMmap, mmap::FromRangesError,
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollection,
+    GuestRegionMmap, mmap::FromRangesError,
 };
 
 use super::Memory;
@@ -11,6 +13,9 @@ use crate::{
     layout::{HIGH_RAM_START, LOW_RAM_END},
     sys,
 };
+
+/// The unit in which memory goes back to the host.
+pub(crate) const PAGE_BYTES: u64 = 4096;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MemoryError {
@@ -62,6 +67,39 @@ pub(crate) fn map(file: OwnedFd, total_bytes: u64) -> Result<Memory, MemoryError
         .map_err(|_| MemoryError::Layout { bytes: total_bytes })?;
     sys::leave_out_of_core_dumps(&memory).map_err(MemoryError::CoreDumps)?;
     Ok(memory)
+}
+
+/// The first of the pages from `start` to before `end` that is not guest memory.
+pub(crate) fn first_page_outside(memory: &Memory, start: u64, end: u64) -> Option<u64> {
+    let mut page = start;
+    while page < end {
+        let address = page.checked_mul(PAGE_BYTES).map(GuestAddress);
+        let Some(region) = address.and_then(|address| memory.find_region(address)) else {
+            return Some(page);
+        };
+        page = region.last_addr().0 / PAGE_BYTES + 1;
+    }
+    None
+}
+
+/// Gives the pages from `start` to before `end`, all of them guest memory, back to the host: they
+/// read as zeros until they are written. A hole in the file, since memory that is shared through
+/// a file is not freed by any advice about a mapping of it.
+pub(crate) fn give_back(memory: &Memory, start: u64, end: u64) -> io::Result<()> {
+    let mut page = start;
+    while page < end {
+        let region = page.checked_mul(PAGE_BYTES).map(GuestAddress);
+        let region = region.and_then(|address| memory.find_region(address));
+        let region = region.ok_or(io::ErrorKind::InvalidInput)?;
+        let file = region.file_offset().ok_or(io::ErrorKind::Unsupported)?;
+        let first = region.start_addr().0 / PAGE_BYTES;
+        let stop = end.min(region.last_addr().0 / PAGE_BYTES + 1);
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let offset = file.start() + (page - first) * PAGE_BYTES;
+        fallocate(file.file(), flags, offset, (stop - page) * PAGE_BYTES)?;
+        page = stop;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -5,11 +5,13 @@ pub(crate) mod exits;
 pub(crate) mod gate;
 pub(crate) mod memory;
 pub(crate) mod registers;
+pub(crate) mod template;
 pub(crate) mod vcpu;
 pub(crate) mod wiring;
 
 use std::{io, os::fd::OwnedFd};
 
+use holdfast_wire::vmm::CpuTemplate;
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, Msrs};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::errno;
@@ -38,6 +40,8 @@ pub(crate) enum VmError {
     Memory(#[source] io::Error),
     #[error("KVM set {done} of {wanted} model-specific registers")]
     Msrs { done: usize, wanted: usize },
+    #[error(transparent)]
+    Template(#[from] template::Unfit),
     #[error("the list of {what} does not fit KVM's limit")]
     List { what: &'static str },
 }
@@ -67,7 +71,11 @@ pub(crate) struct Vm {
 
 impl Vm {
     /// Makes the machine, with its memory and interrupt controllers.
-    pub(crate) fn new(kvm_fd: OwnedFd, memory: &Memory) -> Result<Self, VmError> {
+    pub(crate) fn new(
+        kvm_fd: OwnedFd,
+        memory: &Memory,
+        template: CpuTemplate,
+    ) -> Result<Self, VmError> {
         let kvm = checked(sys::kvm_from(kvm_fd))?;
         let fd = kvm.create_vm().map_err(refused("make a machine"))?;
         fd.set_identity_map_address(KVM_IDENTITY_MAP).map_err(refused("place its identity map"))?;
@@ -78,6 +86,7 @@ impl Vm {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(refused("list the CPU's features"))?;
+        let supported = template::apply(template, supported)?;
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
         Ok(Self { fd, supported, tsc_deadline })
     }

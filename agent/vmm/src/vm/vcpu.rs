@@ -17,12 +17,10 @@ use super::{
 use crate::{
     bus::Bus,
     event::{Event, EventSender},
+    limits::threads::VCPU_STACK_BYTES,
     seccomp::{self, ThreadKind},
     sys::ImmediateExit,
 };
-
-/// Stack of a vCPU's thread. Its deepest call is a device register access; a guard page follows.
-const STACK_BYTES: usize = 64 * 1024;
 
 /// Signal that fetches a vCPU out of the guest.
 fn kick_signal() -> i32 {
@@ -59,7 +57,7 @@ impl RunningVcpu {
         let vcpu = Vcpu { index, fd, counters: Arc::clone(&counters) };
         let thread = thread::Builder::new()
             .name(format!("vcpu{index}"))
-            .stack_size(STACK_BYTES)
+            .stack_size(VCPU_STACK_BYTES)
             .spawn(move || vcpu.run(&around))?;
         Ok(Self { thread, immediate_exit, counters })
     }

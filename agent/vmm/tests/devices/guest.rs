@@ -6,7 +6,9 @@ mod sys;
 use std::{
     env,
     io::{Read, Write},
+    net::{TcpListener, TcpStream, UdpSocket},
     os::unix::net::UnixStream,
+    process::Command,
     thread,
 };
 
@@ -17,8 +19,14 @@ pub(crate) const ECHO: u32 = 5000;
 pub(crate) const COUNT: u32 = 5001;
 pub(crate) const POUR: u32 = 5002;
 pub(crate) const STOP: u32 = 5003;
+pub(crate) const FILL: u32 = 5004;
+pub(crate) const FORKED: u32 = 5005;
+pub(crate) const LOAD: u32 = 5006;
+pub(crate) const FLAGS: u32 = 5007;
 /// Bytes poured out by [`POUR`].
 pub(crate) const POURED_BYTES: usize = 3 << 20;
+/// Bytes of memory used by [`FILL`] while its client stays.
+pub(crate) const FILLED_BYTES: usize = 100 << 20;
 
 pub(crate) fn rest(stream: &mut impl Read) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -36,38 +44,119 @@ pub(crate) fn pattern(bytes: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(bytes).collect()
 }
 
+/// To the standard library one stream socket is like another.
+fn serve(port: u32, talk: fn(UnixStream)) {
+    let listener = sys::listen(port).unwrap();
+    thread::spawn(move || {
+        loop {
+            let stream = sys::accept(&listener).unwrap();
+            thread::spawn(move || talk(stream.into()));
+        }
+    });
+}
+
+fn refused(port: u32) -> bool {
+    sys::connect(port).unwrap_err().raw_os_error() == Some(libc::ECONNRESET)
+}
+
+fn echo(stream: &mut (impl Read + Write)) {
+    let mut bytes = [0; 65_536];
+    while let Ok(count @ 1..) = stream.read(&mut bytes) {
+        stream.write_all(&bytes[..count]).unwrap();
+    }
+}
+
+fn count(stream: &mut (impl Read + Write)) {
+    let bytes = rest(stream);
+    let verdict = if bytes == pattern(bytes.len()) { "as expected" } else { "garbled" };
+    stream.write_all(format!("{} {verdict}", bytes.len()).as_bytes()).unwrap();
+}
+
 /// Run inside the guest by `init`; anywhere else it has nothing to do.
 #[test]
 fn serves_as_the_guest() {
     if env::var_os("HOLDFAST_GUEST_ROLE").is_none() {
         return;
     }
-    // To the standard library one stream socket is like another.
-    let serve = |port, talk: fn(UnixStream)| {
-        let listener = sys::listen(port).unwrap();
-        thread::spawn(move || {
-            loop {
-                let stream = sys::accept(&listener).unwrap();
-                thread::spawn(move || talk(stream.into()));
-            }
-        });
-    };
-    serve(ECHO, |mut stream| {
-        let mut bytes = [0; 4096];
-        while let Ok(count @ 1..) = stream.read(&mut bytes) {
-            stream.write_all(&bytes[..count]).unwrap();
-        }
-    });
-    serve(COUNT, |mut stream| {
-        let bytes = rest(&mut stream);
-        let verdict = if bytes == pattern(bytes.len()) { "as expected" } else { "garbled" };
-        stream.write_all(format!("{} {verdict}", bytes.len()).as_bytes()).unwrap();
-    });
+    serve(ECHO, |mut stream| echo(&mut stream));
+    serve(COUNT, |mut stream| count(&mut stream));
     serve(POUR, |mut stream| stream.write_all(&pattern(POURED_BYTES)).unwrap());
     let stop = sys::listen(STOP).unwrap();
-    let refused = |port| sys::connect(port).unwrap_err().raw_os_error() == Some(libc::ECONNRESET);
     assert!(refused(READY_PORT + 1));
     println!("another port of the host was refused");
     assert!(refused(READY_PORT));
     sys::accept(&stop).unwrap();
+}
+
+/// Run inside the guest by `init-role`; anywhere else it has nothing to do.
+#[test]
+fn plays_its_part() {
+    match env::var("HOLDFAST_GUEST_ROLE").as_deref() {
+        Ok("network") => serve_network(),
+        Ok("memory") => serve_memory(),
+        Ok("processors") => serve_processors(),
+        _ => return,
+    }
+    let stop = sys::listen(STOP).unwrap();
+    assert!(refused(READY_PORT));
+    sys::accept(&stop).unwrap();
+}
+
+fn serve_network() {
+    let serve = |port: u32, talk: fn(TcpStream)| {
+        let listener = TcpListener::bind(("0.0.0.0", u16::try_from(port).unwrap())).unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                thread::spawn(move || talk(stream.unwrap()));
+            }
+        });
+    };
+    serve(ECHO, |mut stream| echo(&mut stream));
+    serve(COUNT, |mut stream| count(&mut stream));
+    serve(POUR, |mut stream| stream.write_all(&pattern(POURED_BYTES)).unwrap());
+    let socket = UdpSocket::bind(("0.0.0.0", u16::try_from(ECHO).unwrap())).unwrap();
+    thread::spawn(move || {
+        let mut bytes = [0; 10_000];
+        while let Ok((count, from)) = socket.recv_from(&mut bytes) {
+            socket.send_to(&bytes[..count], from).unwrap();
+        }
+    });
+}
+
+fn serve_memory() {
+    serve(FILL, |mut stream| {
+        let memory = vec![0x5a_u8; FILLED_BYTES];
+        stream.write_all(b"filled").unwrap();
+        // Until the client leaves.
+        let left = stream.read(&mut [0]).unwrap_or(0);
+        assert_eq!((left, memory[FILLED_BYTES - 1]), (0, 0x5a));
+    });
+    serve(FORKED, |mut stream| {
+        let log = Command::new("/bin/dmesg").output().unwrap().stdout;
+        let told = String::from_utf8_lossy(&log).contains("reseeded due to virtual machine fork");
+        stream.write_all(if told { b"yes" } else { b"no" }).unwrap();
+    });
+}
+
+fn serve_processors() {
+    serve(LOAD, |mut stream| {
+        let found = thread::available_parallelism().unwrap().get();
+        let working: Vec<_> = (0..found).map(|cpu| thread::spawn(move || works_on(cpu))).collect();
+        let worked = working.into_iter().filter_map(|it| it.join().unwrap().then_some(())).count();
+        stream.write_all(format!("{found} found, {worked} worked").as_bytes()).unwrap();
+    });
+    serve(FLAGS, |mut stream| {
+        let all = fs_err::read_to_string("/proc/cpuinfo").unwrap();
+        let flags = all.lines().find(|line| line.starts_with("flags")).unwrap();
+        stream.write_all(flags.as_bytes()).unwrap();
+    });
+}
+
+/// Works on one CPU alone. True: that is where it was.
+fn works_on(cpu: usize) -> bool {
+    let mut only = rustix::thread::CpuSet::new();
+    only.set(cpu);
+    rustix::thread::sched_setaffinity(None, &only).unwrap();
+    let sum = pattern(1 << 20).iter().map(|byte| u64::from(*byte)).sum::<u64>();
+    sum > 0 && rustix::thread::sched_getcpu() == cpu
 }

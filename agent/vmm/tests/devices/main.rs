@@ -5,8 +5,15 @@
 //! HOLDFAST_VMLINUX.
 
 mod guest;
+mod initramfs;
+mod memory;
+mod network;
+mod processors;
+mod running;
 #[path = "../../examples/launch/sys.rs"]
 mod sys;
+#[path = "../../src/devices/net/tests/sys.rs"]
+mod tap;
 mod trace;
 #[expect(dead_code, reason = "the tests do not need all that the program does")]
 #[path = "../../examples/launch/vmm.rs"]
@@ -16,24 +23,22 @@ use std::{
     env,
     io::{Read, Write},
     net::Shutdown,
-    os::unix::{fs::MetadataExt, fs::PermissionsExt, net::UnixStream},
-    path::{Path, PathBuf},
-    process::Command,
+    os::unix::{fs::MetadataExt, net::UnixStream},
+    path::PathBuf,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use guest::{COUNT, ECHO, POUR, POURED_BYTES, STOP, pattern, rest};
 use holdfast_vmm::seccomp::ThreadKind;
 use holdfast_wire::{
     WIRE_VERSION,
-    vmm::{Event, Exit, Reply, Stats, ToVmm},
+    vmm::{Event, Exit, IoLimits, Reply, ToVmm},
 };
+use running::{LONG, booted, connect, stats, switch_off, within};
 use tempfile::TempDir;
 use vmm::{DiskFiles, Launch, Vmm};
 
-/// Longer than a boot and all tests in it take under emulation.
-const LONG: Duration = Duration::from_secs(300);
 const MIB: usize = 1 << 20;
 
 #[test]
@@ -62,8 +67,25 @@ fn a_vmm_makes_each_call_that_its_filters_allow_and_no_other() {
     assert_eq!(vmm.ask(&ToVmm::Kill).unwrap(), Reply::Done);
     vmm.wait().unwrap();
 
+    // The devices that not every machine has.
+    let more = Files::new();
+    let networked = network::on_a_tap();
+    let mut vmm = booted("network", |launch| {
+        launch.vmm = trace::traced(&program, &more.path("trace"));
+        launch.networks.push(networked);
+        launch.balloon = true;
+    });
+    network::a_small_echo_comes_back();
+    assert_eq!(vmm.ask(&ToVmm::RenewGeneration).unwrap(), Reply::Done);
+    assert_eq!(vmm.ask(&ToVmm::Balloon { target_mib: 16 }).unwrap(), Reply::Done);
+    running::wait_until(&mut vmm, "the balloon did not fill", |vmm| {
+        stats(vmm).balloon.is_some_and(|balloon| balloon.actual_mib == 16)
+    });
+    switch_off(&mut vmm);
+    vmm.wait().unwrap();
+
     let (mut needed, mut missing) = (Vec::new(), Vec::new());
-    for files in [&files, &again] {
+    for files in [&files, &again, &more] {
         trace::judge(&files.path("trace"), &mut needed, &mut missing);
     }
     assert!(missing.is_empty(), "no rule for: {missing:#?}");
@@ -161,38 +183,6 @@ fn a_pause_in_the_middle_loses_nothing(vmm: &mut Vmm) {
     assert!(poured == pattern(POURED_BYTES));
 }
 
-fn stats(vmm: &mut Vmm) -> Stats {
-    match vmm.ask(&ToVmm::Stats).unwrap() {
-        Reply::Stats(stats) => stats,
-        other => panic!("{other:?}"),
-    }
-}
-
-fn within(vmm: &mut Vmm) -> Event {
-    let start = Instant::now();
-    loop {
-        if let Some(event) = vmm.event_within(Duration::from_millis(100)).unwrap() {
-            return event;
-        }
-        assert!(start.elapsed() < LONG, "no event; serial:\n{}", vmm.serial().unwrap());
-    }
-}
-
-/// A client of the guest's `port`, past the greeting.
-fn connect(vmm: &Vmm, port: u32) -> UnixStream {
-    let mut client = UnixStream::connect(vmm.vsock_path()).unwrap();
-    client.set_read_timeout(Some(LONG)).unwrap();
-    client.write_all(format!("CONNECT {port}\n").as_bytes()).unwrap();
-    let mut line = Vec::new();
-    while line.last() != Some(&b'\n') {
-        let mut byte = [0];
-        client.read_exact(&mut byte).unwrap();
-        line.push(byte[0]);
-    }
-    assert!(line.starts_with(b"OK "), "{line:?}");
-    client
-}
-
 /// What the guest is made of.
 struct Files {
     folder: TempDir,
@@ -210,7 +200,7 @@ impl Files {
         }
         fs_err::write(files.path("copy"), vec![0xff; 8 * 4096]).unwrap();
         fs_err::write(files.path("scratch"), vec![0xff; 16 * MIB]).unwrap();
-        files.make_initramfs();
+        initramfs::make(&files.path("initramfs"), include_str!("init"));
         files
     }
 
@@ -223,10 +213,9 @@ impl Files {
         let disk = |files: &[&str], read_only| DiskFiles {
             files: files.iter().map(|name| self.path(name)).collect(),
             read_only,
+            limits: IoLimits::default(),
         };
         Launch {
-            vmm,
-            kernel: kernel.into(),
             initramfs: Some(self.path("initramfs")),
             command_line: "console=ttyS0 quiet panic=-1 reboot=k pci=off".to_owned(),
             memory_mib: 256,
@@ -236,36 +225,8 @@ impl Files {
                 disk(&["copy"], false),
                 disk(&["scratch"], false),
             ],
-            serial_bytes_max: 1 << 20,
-            stream_serial: false,
+            ..Launch::new(vmm, kernel.into())
         }
-    }
-
-    /// busybox, this program and its libraries, at the paths they have here.
-    fn make_initramfs(&self) {
-        let root = self.path("root");
-        let put = |from: &Path, to: &str| {
-            let target = root.join(to.trim_start_matches('/'));
-            fs_err::create_dir_all(target.parent().unwrap()).unwrap();
-            fs_err::copy(from, &target).unwrap();
-            fs_err::set_permissions(&target, PermissionsExt::from_mode(0o755)).unwrap();
-        };
-        put(Path::new("/bin/busybox"), "bin/busybox");
-        put(&env::current_exe().unwrap(), "probe");
-        let maps = fs_err::read_to_string("/proc/self/maps").unwrap();
-        for library in maps.lines().filter_map(|line| line.split_whitespace().nth(5)) {
-            if library.contains(".so") {
-                put(Path::new(library), library);
-            }
-        }
-        // The loader is found by the one path written into every program.
-        put(Path::new("/lib64/ld-linux-x86-64.so.2"), "lib64/ld-linux-x86-64.so.2");
-        let init = root.join("init");
-        fs_err::write(&init, include_str!("init")).unwrap();
-        fs_err::set_permissions(&init, PermissionsExt::from_mode(0o755)).unwrap();
-        let pack = "find . | cpio -o -H newc > ../initramfs";
-        let mut packer = Command::new("/bin/busybox");
-        assert!(packer.args(["sh", "-c", pack]).current_dir(&root).status().unwrap().success());
     }
 
     /// What the guest did to the disks is in the files.

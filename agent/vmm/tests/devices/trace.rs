@@ -52,7 +52,9 @@ impl<'a> Call<'a> {
         match self.thread {
             "rng" => ThreadKind::Rng,
             "vsock" => ThreadKind::Vsock,
+            "balloon" => ThreadKind::Balloon,
             name if name.starts_with("vcpu") => ThreadKind::Vcpu,
+            name if name.starts_with("net") => ThreadKind::Net,
             name if name.starts_with("disk-") => ThreadKind::Disk,
             _ => ThreadKind::Main,
         }

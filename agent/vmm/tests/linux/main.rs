@@ -30,16 +30,12 @@ const ANONYMOUS_KIB_MAX: u64 = 500;
 fn booted(end: End, change: impl FnOnce(&mut Launch)) -> Vmm {
     let initramfs = NamedTempFile::new().unwrap();
     fs_err::write(initramfs.path(), init::initramfs(end)).unwrap();
+    let kernel = env::var_os("HOLDFAST_VMLINUX").expect("HOLDFAST_VMLINUX names the kernel");
     let mut launch = Launch {
-        vmm: env!("CARGO_BIN_EXE_holdfast-vmm").into(),
-        kernel: env::var_os("HOLDFAST_VMLINUX").expect("HOLDFAST_VMLINUX names the kernel").into(),
         initramfs: Some(initramfs.path().to_owned()),
         command_line: COMMAND_LINE.to_owned(),
         memory_mib: 128,
-        vcpus: 1,
-        disks: Vec::new(),
-        serial_bytes_max: 1 << 20,
-        stream_serial: false,
+        ..Launch::new(env!("CARGO_BIN_EXE_holdfast-vmm").into(), kernel.into())
     };
     change(&mut launch);
     let mut vmm = launch.start().unwrap();

@@ -1,6 +1,6 @@
 //! What the driver sees of a disk: its configuration space and features.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use holdfast_wire::vmm::Disk;
 use virtio_bindings::{virtio_blk::*, virtio_ids::VIRTIO_ID_BLOCK};
@@ -8,19 +8,15 @@ use virtio_bindings::{virtio_blk::*, virtio_ids::VIRTIO_ID_BLOCK};
 use super::{
     backing::{Backing, SECTOR_BYTES},
     counters::DiskCounters,
-    request::{RANGE_SECTORS_MAX, RANGES_MAX},
     state::State,
     worker::DiskWorker,
 };
 use crate::{
-    devices::{Device, DeviceError, mmio::Identity},
+    devices::{Device, DeviceError, configuration::Configuration, mmio::Identity, rate::Throttle},
     inherited::InheritedFds,
+    limits::blk::{QUEUE_SIZES, RANGE_SECTORS_MAX, RANGES_MAX, SEGMENTS_MAX},
 };
 
-const QUEUE_SIZE: u16 = 256;
-const QUEUE_SIZES: &[u16] = &[QUEUE_SIZE];
-/// Buffers of one request beside its header and status.
-const SEGMENTS_MAX: u16 = QUEUE_SIZE - 2;
 /// 2^3 sectors are 4 KiB, the block of the files below and of the file systems above.
 const BLOCK_EXPONENT: u8 = 3;
 const BLOCK_SECTORS: u32 = 1 << BLOCK_EXPONENT;
@@ -41,15 +37,17 @@ pub(in crate::devices) fn device(
         sectors: backing.bytes() / SECTOR_BYTES,
         read_only: disk.read_only,
     };
+    let throttle = Throttle::new(disk.limits, Instant::now());
     Ok(Device {
         name: format!("disk-{}", disk.name),
         identity: Identity {
             kind: VIRTIO_ID_BLOCK,
             features: features(&state),
-            config: configuration(&state),
+            needed: 0,
+            config: Configuration::fixed(configuration(&state)),
             queue_sizes: QUEUE_SIZES,
         },
-        worker: Box::new(DiskWorker::new(backing, state, counters)),
+        worker: Box::new(DiskWorker::new(backing, state, counters, throttle)),
     })
 }
 

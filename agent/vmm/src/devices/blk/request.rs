@@ -8,18 +8,14 @@ use super::{
     backing::{Backing, NAME_BYTES_MAX, SECTOR_BYTES},
     state::State,
 };
-use crate::devices::{
-    chain::{Buffer, Chain},
-    queue::Broken,
+use crate::{
+    devices::{
+        chain::{Buffer, Chain},
+        queue::Broken,
+    },
+    limits::blk::{RANGE_SECTORS_MAX, RANGES_MAX, TRANSFER_BYTES_MAX},
 };
 
-/// Bytes of one read or write. Linux asks for 1.25 MiB at most unless told otherwise; the limit
-/// keeps the wait for a pause short.
-const TRANSFER_BYTES_MAX: usize = 64 << 20;
-/// Sectors of one range of a discard: 1 GiB, so that one request is done in a moment.
-pub(super) const RANGE_SECTORS_MAX: u32 = 1 << 21;
-/// Ranges of one discard.
-pub(super) const RANGES_MAX: u32 = 16;
 const RANGE_BYTES: usize = 16;
 const HEADER_BYTES: usize = 16;
 

@@ -1,9 +1,12 @@
 //! A disk as its driver sees it, over real files.
 
-use std::io::Read;
+use std::{
+    io::Read,
+    time::{Duration, Instant},
+};
 
 use fs_err::{File, os::unix::fs::FileExt};
-use holdfast_wire::vmm::Disk;
+use holdfast_wire::vmm::{Disk, IoLimits, Rate};
 use proptest::prelude::*;
 use virtio_bindings::virtio_blk::*;
 
@@ -95,7 +98,7 @@ fn segments_read_as_one_disk_also_across_their_borders() {
     read.extend(drive.rig.bytes(DATA + 0x8000, 5000));
     read.extend(drive.rig.bytes(DATA + 0xa000, 632));
     assert_eq!(read, whole[3584..3584 + 6144]);
-    assert_eq!(drive.rig.devices.stats().0[0].read_bytes, 16384 + 6144);
+    assert_eq!(drive.rig.devices.stats().disks[0].read_bytes, 16384 + 6144);
 }
 
 #[test]
@@ -120,7 +123,7 @@ fn the_last_sector_is_there_and_the_one_behind_it_is_not() {
         assert_eq!((read, write), (IO_ERROR, IO_ERROR), "sector {sector}, {bytes} bytes");
     }
     assert_eq!(content(&file), before);
-    assert_eq!(drive.rig.devices.stats().0[0].errors, 8);
+    assert_eq!(drive.rig.devices.stats().disks[0].errors, 8);
 }
 
 #[test]
@@ -269,6 +272,55 @@ fn pausing_waits_for_what_is_in_flight() {
     let during = content(&file);
     drive.rig.devices.pause();
     assert_eq!(content(&file), during, "nothing moved while paused");
+}
+
+/// A disk with limits, and 8 reads of 512 bytes offered and kicked.
+fn limited(limits: IoLimits) -> Drive {
+    let disk = disk("vda", true, vec![(file(0, BLOCK), BLOCK)]);
+    let mut drive = Drive::new(Disk { limits, ..disk });
+    // The ring of a test has 16 entries: a chain of two pieces for each read.
+    drive.rig.store(HEADER, &[0; 16]);
+    for read in 0..8 {
+        let target = DATA + 0x1000 * read;
+        drive.queue.offer(&[(HEADER, 16, 0), (target, 513, WRITE)]);
+    }
+    drive.queue.kick();
+    drive
+}
+
+#[test]
+fn a_limited_disk_answers_every_request_and_none_before_its_time() {
+    let started = Instant::now();
+    let mut drive =
+        limited(IoLimits { bytes: None, operations: Some(Rate { per_second: 50, burst: 2 }) });
+    for read in 0..8u32 {
+        let (_, written) = drive.queue.take();
+        assert_eq!(written, 513);
+        let earliest = Duration::from_millis(20) * read.saturating_sub(1);
+        assert!(started.elapsed() >= earliest, "read {read} after {:?}", started.elapsed());
+    }
+}
+
+#[test]
+fn bytes_are_limited_too_and_a_request_larger_than_the_burst_passes() {
+    let rate = Rate { per_second: 10_000, burst: 100 };
+    let started = Instant::now();
+    let mut drive = limited(IoLimits { bytes: Some(rate), operations: None });
+    (0..8).for_each(|_| assert_eq!(drive.queue.take().1, 513));
+    // Seven requests of 529 bytes were waited for, but for the burst.
+    assert!(started.elapsed() >= Duration::from_millis(360), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_held_disk_can_be_paused_resumed_reset_and_dropped() {
+    let limits = IoLimits { bytes: Some(Rate { per_second: 1, burst: 1 }), operations: None };
+    let mut drive = limited(limits);
+    assert_eq!(drive.queue.take().1, 513);
+    drive.rig.devices.pause();
+    drive.rig.devices.resume();
+    assert_eq!(drive.queue.try_take(), None, "nine minutes early");
+    drive.rig.start(DISK, VERSION_1);
+    assert_eq!(drive.rig.devices.stats().disks[0].requests, 1);
 }
 
 proptest! {

@@ -1,6 +1,9 @@
 //! Serves the queue of one disk. File I/O blocks this thread and no other.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use super::{
     backing::Backing,
@@ -12,29 +15,39 @@ use crate::{
     devices::{
         chain::Chain,
         queue::{Broken, Progress, Ring},
+        rate::Throttle,
         runner::Worker,
     },
+    limits::blk::{BATCH, ERRORS_LOGGED_MAX},
     seccomp::ThreadKind,
     vm::Memory,
 };
 
-/// Requests handled in one go: few, since each may wait for the host's disk.
-const BATCH: usize = 8;
-/// Errors of the host that go to the log; a disk that is full says so on every write.
-const ERRORS_LOGGED_MAX: u64 = 16;
-
 pub(super) struct DiskWorker {
+    requests: Requests,
+    throttle: Throttle,
+}
+
+impl DiskWorker {
+    pub(super) fn new(
+        backing: Backing,
+        state: State,
+        counters: Arc<DiskCounters>,
+        throttle: Throttle,
+    ) -> Self {
+        Self { requests: Requests { backing, state, counters, errors_logged: 0 }, throttle }
+    }
+}
+
+/// What answers requests.
+struct Requests {
     backing: Backing,
     state: State,
     counters: Arc<DiskCounters>,
     errors_logged: u64,
 }
 
-impl DiskWorker {
-    pub(super) fn new(backing: Backing, state: State, counters: Arc<DiskCounters>) -> Self {
-        Self { backing, state, counters, errors_logged: 0 }
-    }
-
+impl Requests {
     /// Answers one request. Returns the bytes written to its buffers.
     fn answer(&mut self, chain: Chain<'_>) -> Result<usize, Broken> {
         let mut request = Request::read(chain)?;
@@ -68,8 +81,14 @@ impl Worker for DiskWorker {
         ThreadKind::Disk
     }
 
-    fn work(&mut self, rings: &mut [Ring], memory: &Memory) -> Result<Progress, Broken> {
-        let [requests] = rings else { return Ok(Progress::Idle) };
-        requests.serve(memory, BATCH, |chain| self.answer(chain))
+    fn work(
+        &mut self,
+        rings: &mut [Ring],
+        memory: &Memory,
+        now: Instant,
+    ) -> Result<Progress, Broken> {
+        let [queue] = rings else { return Ok(Progress::Idle) };
+        let Self { requests, throttle } = self;
+        queue.serve(memory, BATCH, throttle, now, |chain| requests.answer(chain))
     }
 }

@@ -89,6 +89,22 @@ fn a_buffer_may_span_two_regions_of_memory() {
     assert_eq!(queues[0].ask(&[(MEMORY_BYTES / 2 - 8, 16, WRITE)]), 16);
 }
 
+#[test]
+fn of_two_things_to_do_the_earlier_decides() {
+    let soon = Instant::now();
+    let later = soon + std::time::Duration::from_secs(1);
+    use Progress::{At, Idle, More};
+    for (one, two, both) in [
+        (Idle, Idle, Idle),
+        (Idle, At(soon), At(soon)),
+        (At(later), At(soon), At(soon)),
+        (At(soon), More, More),
+        (More, Idle, More),
+    ] {
+        assert_eq!((one.or(two), two.or(one)), (both, both));
+    }
+}
+
 fn any_descriptor() -> impl Strategy<Value = (u64, u32, u16, u16)> {
     let address = prop_oneof![0..2 * MEMORY_BYTES, any::<u64>()];
     let len = prop_oneof![0..8192u32, any::<u32>()];
@@ -123,7 +139,8 @@ proptest! {
         let mut ring = Ring::new(0, &setup, QUEUE_SIZE, true, &memory, interrupt).unwrap();
         let mut chains = 0;
         // Broken or not, it ends: there are no more chains than entries.
-        let _ = ring.serve(&memory, 100, |chain| {
+        let (throttle, now) = (&mut Throttle::default(), Instant::now());
+        let _ = ring.serve(&memory, 100, throttle, now, |chain| {
             chains += 1;
             Ok(chain.writable.len())
         });

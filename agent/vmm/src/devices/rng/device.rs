@@ -3,10 +3,10 @@
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::{state::State, worker::RngWorker};
-use crate::devices::{Device, mmio::Identity};
-
-/// Linux keeps one request in flight.
-const QUEUE_SIZES: &[u16] = &[16];
+use crate::{
+    devices::{Device, configuration::Configuration, mmio::Identity},
+    limits::rng::QUEUE_SIZES,
+};
 
 pub(in crate::devices) fn device() -> Device {
     Device {
@@ -14,7 +14,8 @@ pub(in crate::devices) fn device() -> Device {
         identity: Identity {
             kind: VIRTIO_ID_RNG,
             features: 0,
-            config: Vec::new(),
+            needed: 0,
+            config: Configuration::fixed(Vec::new()),
             queue_sizes: QUEUE_SIZES,
         },
         worker: Box::new(RngWorker::new(State::default())),

@@ -1,24 +1,20 @@
 //! Answers requests for entropy.
 
+use std::time::Instant;
+
 use super::state::State;
 use crate::{
     devices::{
         chain::Chain,
         queue::{Broken, Progress, Ring},
+        rate::Throttle,
         runner::Worker,
     },
+    limits::rng::{BATCH, REQUEST_BYTES_MAX, STEP_BYTES},
     random,
     seccomp::ThreadKind,
     vm::Memory,
 };
-
-/// Bytes given for one request; the rest of a longer buffer stays as it is. Linux asks for at most
-/// one cache line or page at a time, and a driver that wants more asks again.
-const REQUEST_BYTES_MAX: usize = 4096;
-/// Requests handled in one go.
-const BATCH: usize = 16;
-/// Bytes fetched from the host at a time.
-const STEP_BYTES: usize = 256;
 
 pub(super) struct RngWorker {
     state: State,
@@ -56,8 +52,13 @@ impl Worker for RngWorker {
         ThreadKind::Rng
     }
 
-    fn work(&mut self, rings: &mut [Ring], memory: &Memory) -> Result<Progress, Broken> {
+    fn work(
+        &mut self,
+        rings: &mut [Ring],
+        memory: &Memory,
+        now: Instant,
+    ) -> Result<Progress, Broken> {
         let [requests] = rings else { return Ok(Progress::Idle) };
-        requests.serve(memory, BATCH, |chain| self.fill(chain))
+        requests.serve(memory, BATCH, &mut Throttle::default(), now, |chain| self.fill(chain))
     }
 }

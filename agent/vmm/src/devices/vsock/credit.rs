@@ -2,10 +2,8 @@
 //! other has room for. All counts wrap at 2^32.
 
 use super::packet::Header;
+use crate::limits::vsock::ROOM_BYTES;
 
-/// Room for the guest's data in one connection, beyond what the host's socket holds. Allocated
-/// only as far as the host side is slow.
-pub(super) const ROOM_BYTES: u32 = 64 * 1024;
 /// An update is sent once this much became free since the guest was last told.
 const UPDATE_BYTES: u32 = ROOM_BYTES / 2;
 

@@ -7,13 +7,10 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use super::{counters::VsockCounters, state::State, worker::VsockWorker};
 use crate::{
-    devices::{Device, mmio::Identity},
+    devices::{Device, configuration::Configuration, mmio::Identity},
     event::EventSender,
+    limits::vsock::QUEUE_SIZES,
 };
-
-/// Receive, transmit, events. Linux keeps the receive queue full of 4 KiB buffers, so its size is
-/// guest memory.
-const QUEUE_SIZES: &[u16] = &[128, 128, 16];
 
 pub(in crate::devices) fn device(
     listener: UnixListener,
@@ -26,7 +23,8 @@ pub(in crate::devices) fn device(
             kind: VIRTIO_ID_VSOCK,
             // Streams need no feature bit.
             features: 0,
-            config: GUEST_CID.to_le_bytes().to_vec(),
+            needed: 0,
+            config: Configuration::fixed(GUEST_CID.to_le_bytes().to_vec()),
             queue_sizes: QUEUE_SIZES,
         },
         worker: Box::new(VsockWorker::new(listener, State::default(), counters, events)),

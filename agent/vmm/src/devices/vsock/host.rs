@@ -11,10 +11,7 @@ use vm_memory::{ReadVolatile, VolatileMemoryError, WriteVolatile};
 use vmm_sys_util::epoll::EventSet;
 
 use super::greeting::{Greeting, read_greeting};
-use crate::devices::chain::Buffer;
-
-/// Bytes copied at a time from the guest into the backlog.
-const COPY_BYTES: usize = 1024;
+use crate::{devices::chain::Buffer, limits::vsock::COPY_BYTES};
 
 pub(super) struct Host {
     stream: UnixStream,

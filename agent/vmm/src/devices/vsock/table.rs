@@ -6,10 +6,8 @@ use std::{
 };
 
 use super::connection::Connection;
+use crate::limits::vsock::CONNECTIONS_MAX;
 
-/// Connections at a time. Each may hold 64 KiB of the guest's data for a host client that does not
-/// read, so this bounds the memory a guest can make us use to 16 MiB.
-pub(super) const CONNECTIONS_MAX: usize = 256;
 /// Host ports count up from here; they only tell connections apart.
 const PORT_FIRST: u32 = 1 << 30;
 

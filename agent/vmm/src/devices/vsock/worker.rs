@@ -8,6 +8,7 @@ use std::{
         unix::net::{UnixListener, UnixStream},
     },
     sync::Arc,
+    time::Instant,
 };
 
 use holdfast_wire::vmm::{GUEST_CID, READY_PORT};
@@ -23,18 +24,15 @@ use crate::{
     devices::{
         chain::{Buffer, Chain},
         queue::{Broken, Progress, Ring},
+        rate::Throttle,
         runner::Worker,
     },
     event::{Event, EventSender},
+    limits::vsock::{BATCH, REFUSALS_MAX},
     seccomp::ThreadKind,
     vm::Memory,
 };
 
-/// Packets handled in one go, each way.
-const BATCH: usize = 64;
-/// Resets waiting for the guest to offer buffers. While they are this many its packets are left in
-/// the queue: a guest that does not listen is not listened to.
-pub(super) const REFUSALS_MAX: usize = 128;
 /// Token of the listener; a connection's is its port, which is larger.
 const LISTENER: u64 = 0;
 
@@ -214,8 +212,9 @@ impl Worker for VsockWorker {
         Ok(())
     }
 
-    fn start(&mut self) {
+    fn start(&mut self, _features: u64) -> Result<(), Broken> {
         self.running = true;
+        Ok(())
     }
 
     fn ready(&mut self, token: u64, events: EventSet) {
@@ -230,13 +229,21 @@ impl Worker for VsockWorker {
         }
     }
 
-    fn work(&mut self, rings: &mut [Ring], memory: &Memory) -> Result<Progress, Broken> {
+    fn work(
+        &mut self,
+        rings: &mut [Ring],
+        memory: &Memory,
+        now: Instant,
+    ) -> Result<Progress, Broken> {
         let [receive, transmit, _events] = rings else { return Ok(Progress::Idle) };
         let mut receiver = Receiver { ring: receive, memory, starved: false };
         self.send_refusals(&mut receiver)?;
         // A packet causes one refusal at most.
         let batch = BATCH.min(REFUSALS_MAX - self.refusals.len());
-        let heard = transmit.serve(memory, batch, |chain| self.hear(chain).map(|()| 0))?;
+        // Bounded by credit, and by who connects: no rate is set for it.
+        let heard = transmit.serve(memory, batch, &mut Throttle::default(), now, |chain| {
+            self.hear(chain).map(|()| 0)
+        })?;
         self.serve_connections(&mut receiver)?;
         self.send_refusals(&mut receiver)?;
 
