@@ -113,6 +113,7 @@ mod tests {
             image: Digest::from_sha256([0; 32]),
             created_at_ms: 0,
             request_id: None,
+            uid: None,
         }
     }
 
@@ -142,7 +143,10 @@ mod tests {
         let image = Settings { entrypoint: list("e"), cmd: list("c"), ..Settings::default() };
         let disk = Overrides { entrypoint: None, cmd: Some(list("d")) };
         let nothing = start(&record(Some(""), Some("")), &image, &disk);
-        assert_eq!((nothing.argv, nothing.entrypoint, nothing.cmd), (list(""), list("e"), list("d")));
+        assert_eq!(
+            (nothing.argv, nothing.entrypoint, nothing.cmd),
+            (list(""), list("e"), list("d"))
+        );
         let own = start(&record(Some("f"), Some("g")), &image, &disk);
         assert_eq!((own.argv, own.entrypoint, own.cmd), (list("f g"), list("f"), list("g")));
     }
