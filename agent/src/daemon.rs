@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use log::{info, warn};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::sleep};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     audit::AuditLog,
@@ -73,6 +74,7 @@ impl Daemon {
             output_budget: Arc::new(Budget::default()),
             making: tokio::sync::RwLock::default(),
             stopping: AtomicBool::new(false),
+            halt: CancellationToken::new(),
             started: Instant::now(),
         });
         let (stop, stopped) = watch::channel(false);
@@ -106,6 +108,7 @@ impl Daemon {
     /// Takes no more calls, ends what runs, and returns when all is in order.
     pub async fn stop(self) {
         self.app.stopping.store(true, Ordering::Release);
+        self.app.halt.cancel();
         self.renewal.abort();
         // Calls under way wait for sandboxes: those end first, and nobody waits in vain.
         let server = async {

@@ -9,6 +9,7 @@ pub mod config;
 pub mod daemon;
 pub mod durable;
 mod error_chain;
+pub mod fault;
 mod frames;
 mod http;
 pub mod images;

@@ -31,6 +31,7 @@ fn shell(script: &str) -> guest::Exec {
         user: None,
         stdin: false,
         timeout_ms: None,
+        keep: None,
     }
 }
 

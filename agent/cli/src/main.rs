@@ -12,6 +12,7 @@ mod node;
 mod output;
 mod run;
 mod sandbox;
+mod socket;
 
 use std::{
     io::{self, Write},

@@ -15,7 +15,7 @@ use holdfast_model::{
 use holdfast_scheduler::{Capacity, Demand, Factors, Scheduler};
 use holdfast_store::{DiskImageState, Put, SandboxRecord, Store, StoreError};
 use holdfast_wire::{
-    guest::{Exec, Info},
+    guest::{Exec, ExecKey, Info},
     vmm::{self, Reply, ToVmm},
 };
 use log::{info, warn};
@@ -171,6 +171,7 @@ impl Registry {
             image: image.record.digest,
             created_at_ms: now_ms(),
             request_id,
+            uid: None,
         };
         if let Some(known) = self.made_before(&record)? {
             return self.watch(&known).ok_or(CreateError::Gone { id: known });
@@ -264,9 +265,19 @@ impl Registry {
         self.node.store.sandboxes(group)
     }
 
-    /// Starts a command. Dropping the session kills it.
+    /// Starts a command. Dropping the session kills it, if it is not kept.
     pub async fn exec(&self, id: &SandboxId, exec: Exec) -> Result<ExecSession, ExecError> {
         self.live(id)?.guest.exec(exec).await
+    }
+
+    /// Goes on with a kept command, from byte `from` of its output on.
+    pub async fn attach(
+        &self,
+        id: &SandboxId,
+        key: ExecKey,
+        from: u64,
+    ) -> Result<ExecSession, ExecError> {
+        self.live(id)?.guest.attach(key, from).await
     }
 
     pub async fn read_file(&self, id: &SandboxId, path: String) -> Result<FileReader, ExecError> {

@@ -143,6 +143,8 @@ fn argv(words: &[&str]) -> Start {
         user: None,
         stdin: false,
         timeout_ms: None,
+        id: None,
+        linger_ms: None,
     }
 }
 
