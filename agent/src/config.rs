@@ -51,6 +51,8 @@ pub struct Paths {
     /// Read-only image store that came with the host image; may be missing.
     pub baked_images: PathBuf,
     pub vmm: PathBuf,
+    /// The tiny parent of each VMM.
+    pub shim: PathBuf,
     pub convert: PathBuf,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
@@ -112,6 +114,7 @@ impl Default for Paths {
             cgroups: "/sys/fs/cgroup/holdfast.slice".into(),
             baked_images: "/usr/share/holdfast/images".into(),
             vmm: "/usr/lib/holdfast/holdfast-vmm".into(),
+            shim: "/usr/lib/holdfast/holdfast-shim".into(),
             convert: "/usr/lib/holdfast/holdfast-convert".into(),
             kernel: "/usr/lib/holdfast/guest/vmlinux".into(),
             initramfs: "/usr/lib/holdfast/guest/initramfs.cpio".into(),

@@ -104,6 +104,9 @@ pub(crate) struct Programs {
     /// The microVM process
     #[arg(long)]
     pub(crate) vmm: PathBuf,
+    /// The parent of each microVM process
+    #[arg(long)]
+    pub(crate) shim: PathBuf,
     /// The image converter
     #[arg(long)]
     pub(crate) convert: PathBuf,
@@ -171,6 +174,7 @@ impl Staging<'_> {
             (&programs.holdfastd, "usr/bin/holdfastd"),
             (&programs.holdfast, "usr/bin/holdfast"),
             (&programs.vmm, "usr/lib/holdfast/holdfast-vmm"),
+            (&programs.shim, "usr/lib/holdfast/holdfast-shim"),
             (&programs.convert, "usr/lib/holdfast/holdfast-convert"),
         ] {
             install(from, &tree.join(to), "0755")?;
@@ -214,10 +218,11 @@ fn lay_over(tree: &Path, files: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Which build this is: the digest of the agent, the VMM, Debian's release and the kernel's.
+/// Which build this is: the digest of our programs, Debian's release and the kernel's.
 fn build_id(programs: &Programs, debian: &str, kernel: &str) -> Result<String> {
     let mut sha = Sha256::new();
-    for program in [&programs.holdfastd, &programs.holdfast, &programs.vmm, &programs.convert] {
+    let Programs { holdfastd, holdfast, vmm, shim, convert } = programs;
+    for program in [holdfastd, holdfast, vmm, shim, convert] {
         sha.update(fs_err::read(program)?);
     }
     sha.update(debian);

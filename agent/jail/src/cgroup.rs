@@ -80,6 +80,17 @@ impl CgroupTree {
         Ok(cgroup)
     }
 
+    /// The cgroup `name` that an earlier agent made. `None`: there is none.
+    pub fn adopt(&self, name: &str) -> Result<Option<Cgroup>, JailError> {
+        let path = self.root.join(name);
+        match fs::symlink_metadata(&path) {
+            Ok(facts) if facts.is_dir() => Ok(Some(Cgroup { path })),
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(self.failed("look at")(source)),
+        }
+    }
+
     /// Kills and removes every cgroup in the tree whose name is wanted. Gives their names.
     pub fn sweep(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>, JailError> {
         let entries = match fs::read_dir(&self.root) {
@@ -128,6 +139,11 @@ pub struct Cgroup {
 impl Cgroup {
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Leaves it, and what runs in it, for the next agent.
+    pub fn detach(self) {
+        std::mem::forget(self);
     }
 
     /// Opened by the parent with its rights; a child joins by writing `0` to it.

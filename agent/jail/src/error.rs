@@ -32,6 +32,20 @@ pub enum JailError {
     },
     #[error("cannot hand a file descriptor over")]
     Handover(#[source] io::Error),
+    #[error("{fds} descriptors are too many to hand over")]
+    TooManyFds { fds: usize },
+    #[error("the shim of a VMM cannot {step}")]
+    Shim {
+        step: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot tell whether process {pid} is a VMM's")]
+    Identify {
+        pid: i32,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot start {}", program.display())]
     Spawn {
         program: PathBuf,
@@ -54,7 +68,14 @@ impl JailError {
             Self::Undead { .. } => "a process hangs in the kernel; the kernel's log says where",
             Self::RunFolder { .. } => "see paths.run: a writable tmpfs is expected",
             Self::Memory { .. } | Self::Handover(_) => "the node is out of memory or descriptors",
-            Self::Spawn { .. } => "see paths.vmm and paths.convert: are they there and executable?",
+            Self::TooManyFds { .. } => "use an image of fewer layers",
+            Self::Shim { .. } => {
+                "holdfastd needs its capabilities (see its unit), and agent and shim must be of one build"
+            }
+            Self::Identify { .. } => "holdfastd needs /proc, without hidepid",
+            Self::Spawn { .. } => {
+                "see paths.vmm, paths.shim and paths.convert: are they there and executable?"
+            }
         }
     }
 }

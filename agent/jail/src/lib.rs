@@ -7,12 +7,17 @@ mod cgroup;
 mod error;
 mod memory;
 mod process;
+mod record;
 mod run_folder;
+mod shim;
 #[allow(unsafe_code)]
 mod sys;
+mod vmm;
 
 pub use cgroup::{Cgroup, CgroupTree, Limits, Usage, cgroup_usage};
 pub use error::JailError;
 pub use memory::{guest_memory, sealed_bytes};
-pub use process::{Confinement, Handover, Identity, VmmPlan, VmmProcess, confine, in_words};
+pub use process::{Confinement, Handover, Identity, confine, in_words};
 pub use run_folder::{RunFolder, sweep_run_folders};
+pub use shim::run as run_shim;
+pub use vmm::{Adopted, Jailer, VmmPlan, VmmProcess};

@@ -28,8 +28,45 @@ impl RunFolder {
         Ok(Self { path })
     }
 
+    /// The run folder that an earlier agent made. `None`: there is none.
+    pub fn adopt(parent: &Path, name: &str) -> Result<Option<Self>, JailError> {
+        let path = parent.join(name);
+        match fs::symlink_metadata(&path) {
+            Ok(facts) if facts.is_dir() => Ok(Some(Self { path })),
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(JailError::RunFolder { action: "look at", path, source }),
+        }
+    }
+
+    /// Leaves it in place, for the next agent.
+    pub fn detach(self) {
+        std::mem::forget(self);
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// A new file in the folder that is written once, for those who come later.
+    pub(crate) fn record(&self, name: &str) -> Result<fs::File, JailError> {
+        let path = self.path.join(name);
+        fs::OpenOptions::new()
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|source| JailError::RunFolder { action: "make", path, source })
+    }
+
+    /// A record that an earlier agent had made. `None`: there is none.
+    pub(crate) fn read_record(&self, name: &str) -> Result<Option<fs::File>, JailError> {
+        let path = self.path.join(name);
+        match fs::File::open(&path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(JailError::RunFolder { action: "open", path, source }),
+        }
     }
 
     /// A listening Unix stream socket in the folder.
@@ -91,6 +128,16 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
         drop(folder);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_detached_run_folder_stays_and_is_adopted_by_its_name() {
+        let parent = tempfile::tempdir().unwrap();
+        RunFolder::create(parent.path(), "one").unwrap().detach();
+        let adopted = RunFolder::adopt(parent.path(), "one").unwrap().unwrap();
+        assert_eq!(adopted.path(), parent.path().join("one"));
+        drop(adopted);
+        assert!(RunFolder::adopt(parent.path(), "one").unwrap().is_none());
     }
 
     #[test]

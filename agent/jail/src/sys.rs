@@ -1,13 +1,6 @@
 //! What a child does between fork and exec.
 
-use std::{
-    io,
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-        unix::process::CommandExt,
-    },
-    process::Command,
-};
+use std::{io, os::unix::process::CommandExt, process::Command};
 
 use rustix::{
     io::{FdFlags, fcntl_setfd},
@@ -15,10 +8,7 @@ use rustix::{
     thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid},
 };
 
-use crate::{
-    Confinement,
-    process::{CONFIG_FD, Identity},
-};
+use crate::{Confinement, Identity};
 
 /// First descriptor that is not one of the standard three.
 const FIRST_FD: u32 = 3;
@@ -44,9 +34,6 @@ fn child_steps(confinement: &Confinement) -> io::Result<()> {
     for given in &confinement.handover.given {
         fcntl_setfd(given, FdFlags::empty())?;
     }
-    if let Some(config) = &confinement.config {
-        duplicate_to(config.as_fd(), CONFIG_FD)?;
-    }
     if let Some(Identity { uid, gid }) = confinement.identity {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         // These set the calling thread's: the child has one.
@@ -67,12 +54,4 @@ fn close_on_exec_from(first: u32) -> io::Result<()> {
     // it closes nothing now, so no descriptor that Rust owns becomes invalid.
     let outcome = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Makes `number` a duplicate of `fd` that survives exec.
-fn duplicate_to(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
-    // SAFETY: `fd` is borrowed, so it is open. `number` is replaced in a child that is about to
-    // exec: whatever Rust object owned it in the parent is never used or dropped here.
-    let outcome = unsafe { libc::dup2(fd.as_raw_fd(), number) };
-    if outcome == number { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

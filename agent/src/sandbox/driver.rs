@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holdfast_jail::CgroupTree;
+use holdfast_jail::{CgroupTree, Jailer};
 use holdfast_model::{Event, State};
 use holdfast_scheduler::Reservation;
 use holdfast_store::{SandboxRecord, Store};
@@ -57,6 +57,7 @@ pub(super) struct Node {
     /// Folder of the run folders.
     pub(super) run: PathBuf,
     pub(super) vmm: PathBuf,
+    pub(super) jailer: Jailer,
     pub(super) kernel: PathBuf,
     pub(super) initramfs: PathBuf,
 }

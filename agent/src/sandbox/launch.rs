@@ -38,7 +38,8 @@ use crate::images::Located;
 /// for the guest's memory, and page cache of its disk's writes on their way out.
 pub(super) const VMM_OVERHEAD: Mib = Mib(64);
 
-/// Threads of a VMM: vCPUs, one for events, workers of its disks. Far below what could hurt.
+/// The shim, and threads of a VMM: vCPUs, one for events, workers of its disks. Far below what
+/// could hurt.
 const VMM_PIDS_MAX: u32 = 96;
 
 /// Bytes of serial output kept. The console is quiet: what comes is a panic, and that fits.
@@ -144,7 +145,10 @@ impl Machine {
         let frame = frame::encode(&config)
             .map_err(|error| LaunchError::Image { reason: error.to_string() })?;
         let process = VmmProcess::spawn(VmmPlan {
+            jailer: &node.jailer,
             program: &node.vmm,
+            arguments: &[record.id.as_str()],
+            run: &run,
             cgroup: &cgroup,
             identity: Identity { uid: uid.uid(), gid: uid.uid() },
             handover,
@@ -181,7 +185,7 @@ impl Machine {
             self.process.kill();
         }
         let out_of_memory = self.cgroup.ran_out_of_memory();
-        let status = self.process.ended().ok().flatten();
+        let status = self.process.ended();
         describe_end(last_word, status, out_of_memory)
     }
 

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use holdfast_jail::{CgroupTree, Usage, cgroup_usage};
+use holdfast_jail::{CgroupTree, Jailer, Usage, cgroup_usage};
 use holdfast_model::{
     GroupKey, Mib, SandboxId, SandboxSpec, State, id::ID_BYTES, sandbox::ImageSource,
 };
@@ -102,6 +102,7 @@ impl Registry {
             cgroups: CgroupTree::new(&paths.cgroups),
             run: paths.run.join("sandboxes"),
             vmm: paths.vmm.clone(),
+            jailer: Jailer::new(&paths.shim),
             kernel: paths.kernel.clone(),
             initramfs: paths.initramfs.clone(),
         });

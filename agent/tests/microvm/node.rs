@@ -118,6 +118,7 @@ pub(crate) fn config_in(folder: &Path) -> Config {
     config.paths.cgroups = format!("/sys/fs/cgroup/holdfast-{name}").into();
     config.paths.baked_images = folder.join("baked");
     config.paths.vmm = program("HOLDFAST_VMM");
+    config.paths.shim = program("HOLDFAST_SHIM");
     config.paths.kernel = program("HOLDFAST_VMLINUX");
     config.paths.initramfs = program("HOLDFAST_INITRAMFS");
     config.capacity.host_memory_mib = 64;

@@ -1,0 +1,144 @@
+//! What the agent tells a shim to do, and what the shim answers: one message each way over a
+//! socket pair. The orders' descriptors come with them.
+
+use std::{fmt::Write, io, os::fd::RawFd};
+
+use rustix::io::Errno;
+
+use crate::Identity;
+
+/// Bytes of a message. Orders have a line of some bytes for each descriptor.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 16 * 1024;
+/// Descriptors of a message; the kernel takes 253.
+pub(crate) const FDS_MAX: usize = 253;
+/// Descriptors that are the shim's own: see [`OWN_FDS`].
+pub(crate) const HANDED_MAX: usize = FDS_MAX - OWN_FDS;
+/// In their order: the VMM's program, its cgroup's door, the files for pids and exit, and its
+/// configuration.
+pub(crate) const OWN_FDS: usize = 5;
+
+/// First byte of an answer.
+const STARTED: u8 = 1;
+const FAILED: u8 = 0;
+
+/// How to start one VMM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Orders {
+    pub(crate) identity: Identity,
+    /// Numbers at which the VMM finds what it is handed, in the order of the message.
+    pub(crate) numbers: Vec<RawFd>,
+    /// Of the program, its name first. None holds a line's end or a NUL.
+    pub(crate) arguments: Vec<String>,
+}
+
+impl Orders {
+    pub(crate) fn to_text(&self) -> String {
+        let Identity { uid, gid } = self.identity;
+        let mut text = format!("uid {uid}\ngid {gid}\n");
+        for number in &self.numbers {
+            // Writing to a String does not fail.
+            let _ = writeln!(text, "fd {number}");
+        }
+        for argument in &self.arguments {
+            let _ = writeln!(text, "argument {argument}");
+        }
+        text
+    }
+
+    /// `None`: not orders of this build.
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
+        let (mut uid, mut gid) = (None, None);
+        let (mut numbers, mut arguments) = (Vec::new(), Vec::new());
+        for line in text.lines() {
+            let (key, value) = line.split_once(' ')?;
+            match key {
+                "uid" => uid = Some(value.parse().ok()?),
+                "gid" => gid = Some(value.parse().ok()?),
+                "fd" => numbers.push(value.parse().ok().filter(|number| *number > 2)?),
+                "argument" => arguments.push(value.to_owned()),
+                _ => return None,
+            }
+        }
+        Some(Self { identity: Identity { uid: uid?, gid: gid? }, numbers, arguments })
+    }
+}
+
+/// A step that failed, in the words for "cannot …".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) step: String,
+    pub(crate) errno: i32,
+}
+
+/// Names the step in an error.
+pub(crate) fn failed(step: &'static str) -> impl FnOnce(Errno) -> Failure {
+    move |errno| Failure { step: step.to_owned(), errno: errno.raw_os_error() }
+}
+
+/// The same for errors of the standard library.
+pub(crate) fn failed_io(step: &'static str) -> impl FnOnce(io::Error) -> Failure {
+    move |error| Failure {
+        step: step.to_owned(),
+        errno: error.raw_os_error().unwrap_or(Errno::INVAL.raw_os_error()),
+    }
+}
+
+impl Failure {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        [&self.errno.to_le_bytes(), self.step.as_bytes()].concat()
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (errno, step) = bytes.split_first_chunk()?;
+        let step = String::from_utf8_lossy(step).into_owned();
+        Some(Self { step, errno: i32::from_le_bytes(*errno) })
+    }
+}
+
+/// What a shim answers once the VMM's program runs, and the run folder knows their pids.
+pub(crate) type Answer = Result<(), Failure>;
+
+pub(crate) fn answer_to_bytes(answer: &Answer) -> Vec<u8> {
+    match answer {
+        Ok(()) => vec![STARTED],
+        Err(failure) => [&[FAILED], failure.to_bytes().as_slice()].concat(),
+    }
+}
+
+/// `None`: not an answer.
+pub(crate) fn answer_from_bytes(bytes: &[u8]) -> Option<Answer> {
+    match bytes.split_first()? {
+        (&STARTED, []) => Some(Ok(())),
+        (&FAILED, failure) => Failure::from_bytes(failure).map(Err),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_are_read_back_and_others_refused() {
+        let orders = Orders {
+            identity: Identity { uid: 200_001, gid: 200_002 },
+            numbers: vec![10, 12],
+            arguments: vec!["vmm".to_owned(), "with spaces".to_owned()],
+        };
+        assert_eq!(Orders::from_text(&orders.to_text()), Some(orders));
+        for text in ["", "uid 1\n", "uid 1\ngid 1\nfd 2\n", "uid 1\ngid 1\ncolour red\n"] {
+            assert_eq!(Orders::from_text(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn answers_are_read_back_and_nonsense_is_none() {
+        let failure = Failure { step: "do it".to_owned(), errno: 13 };
+        for answer in [Ok(()), Err(failure)] {
+            assert_eq!(answer_from_bytes(&answer_to_bytes(&answer)), Some(answer));
+        }
+        for bytes in [&b""[..], b"\x01\x02", b"\x00\x01", b"\x07"] {
+            assert_eq!(answer_from_bytes(bytes), None, "{bytes:?}");
+        }
+    }
+}
