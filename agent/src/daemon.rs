@@ -26,7 +26,7 @@ use crate::{
     config::Config,
     http::{App, Budget, Calls, default_group, router, server},
     images::Images,
-    sandbox::{Parts, Registry},
+    sandbox::{Ending, Parts, Registry},
     tls::{self, Authority, Serving},
 };
 
@@ -105,8 +105,8 @@ impl Daemon {
         format!("holdfast: API on https://{shown}, CA SHA256:{fingerprint}")
     }
 
-    /// Takes no more calls, ends what runs, and returns when all is in order.
-    pub async fn stop(self) {
+    /// Takes no more calls, leaves or ends what runs, and returns when all is in order.
+    pub async fn stop(self, ending: Ending) {
         self.app.stopping.store(true, Ordering::Release);
         self.app.halt.cancel();
         self.renewal.abort();
@@ -116,7 +116,7 @@ impl Daemon {
             // A panic of the server was told by its own report.
             let _ = self.server.await;
         };
-        tokio::join!(server, self.app.registry.stop(), self.app.images.stop());
+        tokio::join!(server, self.app.registry.stop(ending), self.app.images.stop());
         info!("stopped");
     }
 }

@@ -22,9 +22,10 @@ use tokio::{
 use super::{ExecError, GuestError};
 use crate::frames::{Frames, send};
 
-/// How long a guest may take to accept a connection and to begin an answer. Its CPU may be held to
+/// How long a guest may take to accept a connection, to begin an answer, and to take a piece of a
+/// file. Its CPU may be held to
 /// a quarter, on an emulated machine, while others boot beside it.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Longest `OK <port>\n`: a `u32` has ten digits.
 const GREETING_BYTES_MAX: usize = 16;
@@ -115,12 +116,12 @@ impl GuestLink {
                 tokio::select! {
                     biased;
                     answer = exchange.output.next() => return finished(answer.map_err(GuestError::from)?),
-                    sent = send(&mut exchange.input, &piece) => sent.map_err(GuestError::from)?,
+                    sent = patiently(async { Ok(send(&mut exchange.input, &piece).await?) }) => sent?,
                 }
             }
             chunk = BytesMut::with_capacity(CHUNK_BYTES_MAX);
         }
-        send(&mut exchange.input, &Input::End).await.map_err(GuestError::from)?;
+        patiently(async { Ok(send(&mut exchange.input, &Input::End).await?) }).await?;
         exchange.done().await
     }
 }

@@ -5,12 +5,15 @@ mod disk;
 mod driver;
 mod error;
 mod guest;
+#[cfg(test)]
+mod guest_tests;
 mod launch;
 mod recover;
 mod registry;
 mod settings;
 mod uid;
 
+pub use driver::Ending;
 pub use error::{CreateError, DeleteError, ExecError, GuestError, LaunchError, StartError};
 pub use guest::{ExecInput, ExecOutput, ExecSession, FileReader};
 pub use launch::BootPhases;

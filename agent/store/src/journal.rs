@@ -22,8 +22,6 @@ pub enum Step {
     Accepted,
     /// Create: the host lends disk, uid, cgroup and run folder, and starts the VMM.
     Lending,
-    /// Create: the guest is being set up.
-    Starting,
     /// Delete: the VMM is gone, the disk is being removed.
     Removing,
 }

@@ -139,8 +139,9 @@ impl Node {
     pub fn leftovers(&self) -> Result<String> {
         self.inside(
             "pgrep -a holdfast-vmm; grep /sandboxes/ /proc/mounts; \
-             ls -d /sys/fs/cgroup/holdfast.slice/*/ /run/holdfast/sandboxes/* \
-             /var/lib/holdfast/sandboxes/* 2>/dev/null; grep /sandboxes/ /proc/net/unix; true",
+             ls -d /run/holdfast/sandboxes/* /var/lib/holdfast/sandboxes/* 2>/dev/null; \
+             find /sys/fs/cgroup/holdfast.slice/holdfast-sandboxes.service -mindepth 1 -maxdepth 1 \
+             -type d ! -name keeper; grep /sandboxes/ /proc/net/unix; true",
         )
     }
 }
