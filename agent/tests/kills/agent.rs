@@ -41,6 +41,8 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new(folder: &Path) -> Self {
+        // Another test of this process may have done it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         Self { folder: folder.to_owned(), port: free.local_addr().unwrap().port() }
     }
