@@ -5,6 +5,7 @@
 
 mod cgroup;
 mod error;
+mod jailer;
 mod memory;
 mod process;
 mod record;
@@ -16,8 +17,9 @@ mod vmm;
 
 pub use cgroup::{Cgroup, CgroupTree, Limits, Usage, cgroup_usage};
 pub use error::JailError;
+pub use jailer::Jailer;
 pub use memory::{guest_memory, sealed_bytes};
-pub use process::{Confinement, Handover, Identity, confine, in_words};
+pub use process::{Confinement, Handover, Identity, ProcessLimits, confine, in_words};
 pub use run_folder::{RunFolder, sweep_run_folders};
 pub use shim::run as run_shim;
-pub use vmm::{Adopted, Jailer, VmmPlan, VmmProcess};
+pub use vmm::{Adopted, VmmPlan, VmmProcess};

@@ -49,6 +49,17 @@ pub struct Identity {
     pub gid: u32,
 }
 
+/// What one process may have, whatever its cgroup allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessLimits {
+    /// Open descriptors, those handed over included.
+    pub descriptors: u32,
+    /// Threads of its user.
+    pub threads: u32,
+    /// Length of a file it writes.
+    pub file_bytes: u64,
+}
+
 /// What holds one child.
 #[derive(Debug)]
 pub struct Confinement {

@@ -1,54 +1,34 @@
 //! One VMM process as the agent holds it: by its shim, which tells of its end.
 
 use std::{
-    io::{self, IoSlice},
-    mem::MaybeUninit,
+    io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::process::ExitStatusExt,
     },
-    path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    path::Path,
+    process::{Child, ExitStatus},
     time::Duration,
 };
 
 use fs_err as fs;
 use log::warn;
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
     fs::{Mode, OFlags},
-    io::{Errno, retry_on_intr},
-    net::{
-        AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-        SocketFlags, SocketType, recv, sendmsg, socketpair,
-    },
+    io::Errno,
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 
 use crate::{
-    Cgroup, Handover, Identity, JailError, RunFolder,
+    Cgroup, Handover, Identity, JailError, Jailer, ProcessLimits, RunFolder,
+    jailer::{Shim, is_readable_within, spawn_error},
     memory::sealed_bytes,
     record::{self, Pids},
-    shim::{FDS_MAX, HANDED_MAX, MESSAGE_BYTES_MAX, OWN_FDS, Orders, answer_from_bytes},
+    shim::{HANDED_MAX, OWN_FDS, Orders, Task},
 };
 
-/// How long a shim may take until the VMM's program runs. Only a hung kernel takes so long.
-const START_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a killed VMM may take to go. Freeing gigabytes of guest memory takes most of it.
 const END_PATIENCE: Duration = Duration::from_secs(10);
-
-/// What starts VMMs on this node.
-#[derive(Debug, Clone)]
-pub struct Jailer {
-    /// The program `holdfast-shim`.
-    shim: PathBuf,
-}
-
-impl Jailer {
-    pub fn new(shim: impl Into<PathBuf>) -> Self {
-        Self { shim: shim.into() }
-    }
-}
 
 /// How to start one VMM.
 pub struct VmmPlan<'a> {
@@ -59,6 +39,10 @@ pub struct VmmPlan<'a> {
     pub run: &'a RunFolder,
     pub cgroup: &'a Cgroup,
     pub identity: Identity,
+    pub limits: ProcessLimits,
+    /// No other sandbox's thread runs beside its own on one core. Does nothing where a core has
+    /// one thread.
+    pub own_cores: bool,
     pub handover: Handover,
     /// The configuration's frame.
     pub config: &'a [u8],
@@ -103,6 +87,8 @@ impl VmmProcess {
         let arguments = [&*name].into_iter().chain(plan.arguments.iter().copied());
         let orders = Orders {
             identity: plan.identity,
+            limits: plan.limits,
+            own_cores: plan.own_cores,
             numbers: plan.handover.numbers(),
             arguments: arguments.map(str::to_owned).collect(),
         };
@@ -113,17 +99,35 @@ impl VmmProcess {
         let pids = plan.run.record(record::PIDS)?;
         let exit = plan.run.record(record::EXIT)?;
         let config = sealed_bytes(plan.config).map_err(JailError::Handover)?;
+        let room = plan.jailer.room()?;
         let own: [BorrowedFd<'_>; OWN_FDS] =
-            [program.as_fd(), door.as_fd(), pids.as_fd(), exit.as_fd(), config.as_fd()];
+            [program.as_fd(), room, door.as_fd(), pids.as_fd(), exit.as_fd(), config.as_fd()];
         let fds: Vec<_> =
             own.into_iter().chain(plan.handover.given.iter().map(AsFd::as_fd)).collect();
 
-        let (agent, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .map_err(|errno| JailError::Handover(errno.into()))?;
-        let shim = Shim::spawn(&plan.jailer.shim, theirs, plan.log)?;
-        shim.order(&agent, &orders.to_text(), &fds)?;
-        shim.into_process(&pids, exit)
+        let shim = Shim::spawn(&plan.jailer.shim, plan.log.into_parts().0.into())?;
+        shim.order(&Task::Vmm(orders), &fds)?;
+        Self::of(shim, &pids, exit)
+    }
+
+    fn of(shim: Shim, pids: &fs::File, exit: fs::File) -> Result<Self, JailError> {
+        let unknown = |source: io::Error| JailError::Shim { step: "be held".to_owned(), source };
+        let pids = Pids::read(pids).map_err(unknown)?;
+        let pids = pids.ok_or_else(|| unknown(io::ErrorKind::InvalidData.into()))?;
+        let pid = Pid::from_raw(pids.shim.pid).ok_or(Errno::SRCH);
+        // Our child until we reap it, so its number is its own.
+        let handle = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK));
+        let handle = handle.map_err(|errno| unknown(errno.into()))?;
+        let vmm = pids.vmm.handle().map_err(unknown)?;
+        Ok(Self {
+            child: shim.keep(),
+            shim: handle,
+            vmm,
+            vmm_pid: pids.vmm.pid.unsigned_abs(),
+            exit,
+            status: None,
+            detached: false,
+        })
     }
 
     /// Takes over the VMM that an earlier agent started, by what its shim left in the run folder.
@@ -246,113 +250,10 @@ fn end_all(cgroup: &Cgroup, exit: Option<&fs::File>) -> Result<Adopted, JailErro
     Ok(Adopted::Ended(status))
 }
 
-/// A shim on its way. Killed and reaped on drop.
-struct Shim {
-    child: Option<Child>,
-}
-
-impl Shim {
-    fn spawn(program: &Path, socket: OwnedFd, log: fs::File) -> Result<Self, JailError> {
-        // Nothing here needs a step between fork and exec, so that the standard library starts it
-        // without copying the agent's page tables, which grow with the number of sandboxes.
-        let child = Command::new(program)
-            .env_clear()
-            .current_dir("/")
-            .stdin(socket)
-            .stdout(Stdio::null())
-            .stderr(log.into_parts().0)
-            .spawn()
-            .map_err(spawn_error(program))?;
-        Ok(Self { child: Some(child) })
-    }
-
-    /// Sends the orders and waits until they are carried out.
-    fn order(
-        &self,
-        agent: &OwnedFd,
-        orders: &str,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<(), JailError> {
-        let cut = |source| JailError::Shim { step: "be talked to".to_owned(), source };
-        if orders.len() > MESSAGE_BYTES_MAX {
-            return Err(cut(Errno::MSGSIZE.into()));
-        }
-        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
-            return Err(JailError::TooManyFds { fds: fds.len() });
-        }
-        let text = [IoSlice::new(orders.as_bytes())];
-        retry_on_intr(|| sendmsg(agent, &text, &mut ancillary, SendFlags::NOSIGNAL))
-            .map_err(|errno| cut(errno.into()))?;
-        if !is_readable_within(agent, START_PATIENCE) {
-            return Err(cut(Errno::TIMEDOUT.into()));
-        }
-        let mut answer = [0; 1024];
-        let (count, _) = retry_on_intr(|| recv(agent, &mut answer[..], RecvFlags::empty()))
-            .map_err(|errno| cut(errno.into()))?;
-        match answer_from_bytes(&answer[..count]) {
-            Some(Ok(())) => Ok(()),
-            Some(Err(failure)) => Err(JailError::Shim {
-                step: failure.step,
-                source: io::Error::from_raw_os_error(failure.errno),
-            }),
-            // It ended without a word.
-            None => Err(cut(Errno::PIPE.into())),
-        }
-    }
-
-    fn into_process(mut self, pids: &fs::File, exit: fs::File) -> Result<VmmProcess, JailError> {
-        let unknown = |source: io::Error| JailError::Shim { step: "be held".to_owned(), source };
-        let pids = Pids::read(pids).map_err(unknown)?;
-        let pids = pids.ok_or_else(|| unknown(io::ErrorKind::InvalidData.into()))?;
-        let shim = Pid::from_raw(pids.shim.pid).ok_or(Errno::SRCH);
-        // Our child until we reap it, so its number is its own.
-        let shim = shim.and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK));
-        let shim = shim.map_err(|errno| unknown(errno.into()))?;
-        let vmm = pids.vmm.handle().map_err(unknown)?;
-        Ok(VmmProcess {
-            child: self.child.take(),
-            shim,
-            vmm,
-            vmm_pid: pids.vmm.pid.unsigned_abs(),
-            exit,
-            status: None,
-            detached: false,
-        })
-    }
-}
-
-impl Drop for Shim {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            // Fails when it has ended, which is what is wanted.
-            let _ = child.kill();
-            if let Err(error) = child.wait() {
-                warn!(pid = child.id(), error:%; "shim not reaped");
-            }
-        }
-    }
-}
-
-fn spawn_error(program: &Path) -> impl FnOnce(io::Error) -> JailError {
-    move |source| JailError::Spawn { program: program.to_owned(), source }
-}
-
 fn kill(process: &OwnedFd, vmm_pid: u32) {
     if let Err(errno) = pidfd_send_signal(process, Signal::KILL)
         && errno != Errno::SRCH
     {
         warn!(vmm_pid, error:% = errno; "VMM not killed");
     }
-}
-
-/// A process's handle is readable once it has ended.
-fn is_readable_within(fd: impl AsFd, patience: Duration) -> bool {
-    let patience = Timespec {
-        tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: patience.subsec_nanos().into(),
-    };
-    let mut polled = [PollFd::new(&fd, PollFlags::IN)];
-    retry_on_intr(|| poll(&mut polled, Some(&patience))).is_ok_and(|count| count > 0)
 }

@@ -2,6 +2,7 @@
 //! guest up.
 
 use std::{
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::ExitStatus,
     time::{Duration, Instant},
@@ -9,8 +10,8 @@ use std::{
 
 use fs_err as fs;
 use holdfast_jail::{
-    Adopted, Cgroup, Handover, Identity, JailError, Limits, RunFolder, VmmPlan, VmmProcess,
-    guest_memory,
+    Adopted, Cgroup, Handover, Identity, JailError, Limits, ProcessLimits, RunFolder, VmmPlan,
+    VmmProcess, guest_memory,
 };
 use holdfast_model::{Mib, MilliCpu, SandboxId};
 use holdfast_scheduler::Reservation;
@@ -46,8 +47,14 @@ pub(super) const VMM_OVERHEAD: Mib = Mib(64);
 /// could hurt.
 const VMM_PIDS_MAX: u32 = 96;
 
+/// Descriptors of a VMM: 256 vsock connections, those handed over, some for each device and vCPU.
+const VMM_FDS_MAX: u32 = 1024;
+
 /// Bytes of serial output kept. The console is quiet: what comes is a panic, and that fits.
 const SERIAL_BYTES_MAX: u64 = 256 * 1024;
+
+/// By this signal the kernel ends a process that made a system call its filter does not allow.
+const SIGSYS: i32 = 31;
 
 const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1 reboot=k";
 
@@ -172,6 +179,12 @@ impl Machine {
             run: &run,
             cgroup: &cgroup,
             identity: Identity { uid: uid.uid(), gid: uid.uid() },
+            limits: ProcessLimits {
+                descriptors: VMM_FDS_MAX,
+                threads: VMM_PIDS_MAX,
+                file_bytes: resources.disk.bytes(),
+            },
+            own_cores: false,
             handover,
             config: &frame,
             log: run.log("vmm.log")?,
@@ -377,6 +390,9 @@ pub(super) fn describe_end(
         (None, _) if out_of_memory => {
             "the VMM was killed: it used up the memory of its cgroup".to_owned()
         }
+        (None, Some(status)) if status.signal() == Some(SIGSYS) => {
+            "the VMM was killed by its system call filter".to_owned()
+        }
         (None, Some(status)) => {
             let how = holdfast_jail::in_words(status);
             if status.code().is_some() {
@@ -424,8 +440,6 @@ pub(super) fn ms_since(began: Instant) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt;
-
     use super::*;
 
     #[test]
@@ -436,6 +450,7 @@ mod tests {
             (Some(Exit::GuestPanic), signal(9), true, "the guest's kernel panicked"),
             (None, signal(9), true, "the VMM was killed: it used up the memory of its cgroup"),
             (None, signal(9), false, "the VMM was killed by signal 9"),
+            (None, signal(31), false, "the VMM was killed by its system call filter"),
             (None, code(10), false, "the guest restarted itself"),
             (None, code(0), false, "the guest powered itself off"),
             (None, code(101), false, "the VMM ended with exit code 101; its log may say why"),

@@ -11,11 +11,12 @@ mod inherited;
 mod layout;
 mod legacy;
 mod machine;
+pub mod seccomp;
 mod session;
 mod sys;
 mod vm;
 
-use std::{error::Error, io, process::ExitCode};
+use std::{error::Error, io, panic, process::ExitCode};
 
 use holdfast_wire::vmm::Exit;
 use log::{LevelFilter, error, info};
@@ -25,8 +26,12 @@ use crate::{
     control::Control,
     inherited::{FdError, InheritedFds},
     machine::{Machine, MachineError},
+    seccomp::SeccompError,
     session::Session,
 };
+
+/// Exit code of a VMM that panicked: none of [`Exit`]'s.
+const PANIC_CODE: i32 = 101;
 
 /// Why the VMM could not start.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +44,8 @@ enum StartError {
     Machine(#[from] MachineError),
     #[error("control socket cannot be served")]
     Control(#[source] io::Error),
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
 }
 
 impl StartError {
@@ -49,6 +56,7 @@ impl StartError {
             Self::Fd(_) => "this program is started by the agent, which passes its fds",
             Self::Machine(error) => error.hint(),
             Self::Control(_) => "the control fd must be a listening Unix stream socket",
+            Self::Seccomp(_) => "this is a bug of this build: report it with this message",
         }
     }
 }
@@ -56,12 +64,25 @@ impl StartError {
 /// Runs the VMM to its end and says how it ended.
 pub fn run() -> ExitCode {
     env_logger::Builder::new().filter_level(LevelFilter::Info).parse_env("HOLDFAST_LOG").init();
+    end_on_panic();
     let exit = start().map_or_else(failed_start, Session::serve);
     info!(exit:? = exit; "microVM ended");
     ExitCode::from(exit.code())
 }
 
+/// A panic ends the process with the code that Rust's own end by panic has. An abort, which a
+/// release build would do, is a signal, and the first process of a pid namespace gets none from
+/// itself.
+fn end_on_panic() {
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        sys::end_at_once(PANIC_CODE);
+    }));
+}
+
 fn start() -> Result<Session, StartError> {
+    seccomp::compile()?;
     let (config, _still_open) = config::read()?;
     let mut fds = InheritedFds::claim(&config)?;
     let (sender, receiver) = event::channel().map_err(StartError::Control)?;

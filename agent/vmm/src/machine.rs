@@ -19,6 +19,7 @@ use crate::{
     inherited::{FdError, InheritedFds},
     layout::SERIAL_GSI,
     legacy::serial::SerialPort,
+    seccomp::{self, SeccompError, ThreadKind},
     vm::{
         Memory, Vm, VmError,
         gate::Gate,
@@ -54,6 +55,8 @@ pub(crate) enum MachineError {
         #[source]
         source: io::Error,
     },
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     #[error("cannot {wanted} while {phase:?}")]
     WrongPhase { wanted: &'static str, phase: Phase },
     #[error("vCPUs did not stop within {STOP_LIMIT:?}")]
@@ -70,6 +73,7 @@ impl MachineError {
             Self::Wiring(_) => "attach fewer devices",
             Self::Device(error) => error.hint(),
             Self::Boot(_) => "see that kernel and initramfs are whole, and that memory holds them",
+            Self::Seccomp(_) => "this host's kernel needs CONFIG_SECCOMP_FILTER",
             Self::Kick(_) | Self::Thread { .. } => "see this sandbox's limit of processes",
             Self::WrongPhase { .. } => "ask for the phase first (Hello tells it)",
             Self::NotStopped => "kill this VMM; its guest cannot be saved",
@@ -152,6 +156,11 @@ impl Machine {
         if let Err(error) = self.start_threads(vcpus) {
             self.stop();
             return Err(error);
+        }
+        // The last thread to get its filter; no guest instruction has run yet.
+        if let Err(error) = seccomp::install(ThreadKind::Main) {
+            self.stop();
+            return Err(error.into());
         }
         self.around.gate.open();
         info!(

@@ -17,6 +17,21 @@ use vm_memory::{
 
 use crate::vm::Memory;
 
+/// Makes all threads allocate from the one heap of the process. A thread's own heap would cost
+/// address space and pages for each, and when it shrinks the C library opens a file of /proc, which
+/// no thread may here.
+pub(crate) fn keep_one_heap() {
+    // SAFETY: takes two integers. Where it is refused, the allocator goes on as before.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Ends this process without any cleanup.
+pub(crate) fn end_at_once(code: i32) -> ! {
+    // SAFETY: takes an integer and does not return; no destructor or exit handler of this program
+    // is needed by anybody else.
+    unsafe { libc::_exit(code) }
+}
+
 /// Takes ownership of the inherited fd `fd`. The caller ([`crate::inherited`]) does so before
 /// anything in this process opened an fd, and at most once a number.
 pub(crate) fn claim_fd(fd: i32) -> io::Result<OwnedFd> {
@@ -152,5 +167,52 @@ impl Drop for ImmediateExit {
     fn drop(&mut self) {
         // SAFETY: `page` is the start of a mapping of this length that only `self` knows of.
         unsafe { libc::munmap(self.page.as_ptr().cast(), RUN_PAGE.get()) };
+    }
+}
+
+/// Calls that threads of the tests try under their filter.
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::ptr;
+
+    /// Makes the system call that `deed` names, with arguments that do no harm if it is let through.
+    pub(crate) fn ask(deed: &str) {
+        const NOWHERE: i32 = -1;
+        let page = 4096_usize;
+        let own = libc::pid_t::try_from(std::process::id()).unwrap();
+        let executable = libc::PROT_READ | libc::PROT_EXEC;
+        let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: none of these calls touches memory of Rust: descriptors are invalid, pointers are
+        // null or not looked at, mappings are new ones, and the process ends after it.
+        unsafe {
+            match deed {
+                "socket" => _ = libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0),
+                "open" => _ = libc::open(c"/".as_ptr(), libc::O_RDONLY),
+                "execve" => _ = libc::execve(c"".as_ptr(), ptr::null(), ptr::null()),
+                "fork" => _ = libc::syscall(libc::SYS_fork),
+                "thread" => _ = libc::syscall(libc::SYS_clone, libc::CLONE_VM, 0, 0, 0, 0),
+                "executable-mmap" => {
+                    _ = libc::mmap(ptr::null_mut(), page, executable, anonymous, NOWHERE, 0);
+                }
+                "executable-mprotect" => _ = libc::mprotect(ptr::null_mut(), page, executable),
+                // TIOCSTI
+                "ioctl" => _ = libc::ioctl(NOWHERE, 0x5412),
+                "kvm-run" => _ = libc::ioctl(NOWHERE, 0xae80),
+                "kill-parent" => _ = libc::syscall(libc::SYS_tgkill, 1, 1, 34),
+                "kick" => _ = libc::syscall(libc::SYS_tgkill, own, NOWHERE, 34),
+                "ptrace" => _ = libc::ptrace(libc::PTRACE_PEEKDATA, NOWHERE, 0, 0),
+                "seccomp" => _ = libc::syscall(libc::SYS_seccomp, 1, 0, 0),
+                "prctl" => _ = libc::prctl(libc::PR_GET_DUMPABLE),
+                "io_uring" => _ = libc::syscall(libc::SYS_io_uring_enter, NOWHERE, 0, 0, 0, 0, 0),
+                "preadv" => _ = libc::preadv(NOWHERE, ptr::null(), 0, 0),
+                "yield" => _ = libc::sched_yield(),
+                "clock" => _ = libc::syscall(libc::SYS_clock_gettime, 0, 0),
+                // The word is not 0, so it does not wait.
+                "futex-wait" => {
+                    _ = libc::syscall(libc::SYS_futex, &raw const own, 0, 0, ptr::null::<u8>());
+                }
+                other => unreachable!("no deed is called {other}"),
+            }
+        }
     }
 }

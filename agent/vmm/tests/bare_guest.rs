@@ -211,6 +211,27 @@ fn several_vcpus_are_paused_and_ended_together() {
 }
 
 #[test]
+fn every_thread_is_under_a_filter_once_the_guest_runs() {
+    let mut vmm = waiting_with(&elf::kernel(&code::print_for_ever(b'.')), |it| it.vcpus = 2);
+    assert_eq!(vmm.ask(&ToVmm::Boot).unwrap(), Reply::Done);
+    await_output(&mut vmm, 0);
+    let mut threads = Vec::new();
+    for thread in fs_err::read_dir(format!("/proc/{}/task", vmm.pid())).unwrap() {
+        let folder = thread.unwrap().path();
+        let name = fs_err::read_to_string(folder.join("comm")).unwrap().trim().to_owned();
+        // The kernel's own, which shows among ours.
+        if name.starts_with("kvm-") {
+            continue;
+        }
+        let status = fs_err::read_to_string(folder.join("status")).unwrap();
+        assert!(status.contains("Seccomp:\t2\nSeccomp_filters:\t1\n"), "{status}");
+        threads.push(name);
+    }
+    threads.sort();
+    assert_eq!(threads, ["holdfast-vmm", "rng", "vcpu0", "vcpu1", "vsock"]);
+}
+
+#[test]
 fn without_a_configuration_the_vmm_ends_at_once_and_says_why() {
     // The shell closes fd 3, whatever this process has there.
     let output = Command::new("/bin/sh")

@@ -8,15 +8,14 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    io::fcntl_dupfd_cloexec,
-    process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit, setsid},
-    thread::set_no_new_privs,
+    io::{Errno, fcntl_dupfd_cloexec},
+    process::{Signal, set_parent_process_death_signal, setsid},
 };
 
 use super::{
-    FIRST_FD, Given,
+    FIRST_FD, Given, landlock,
     orders::{Failure, Orders, failed},
-    sys,
+    rights, sys,
 };
 use crate::process::CONFIG_FD;
 
@@ -29,8 +28,8 @@ pub(super) struct Ends {
 }
 
 /// Becomes the VMM, or tells why not.
-pub(super) fn become_vmm(orders: &Orders, given: Given, mut ends: Ends) {
-    let failure = match prepare(orders, given, &mut ends) {
+pub(super) fn become_vmm(orders: &Orders, given: Given, proc: &OwnedFd, mut ends: Ends) {
+    let failure = match prepare(orders, given, proc, &mut ends) {
         Ok(program) => execute(orders, &program),
         Err(failure) => failure,
     };
@@ -44,24 +43,34 @@ fn execute(orders: &Orders, program: &OwnedFd) -> Failure {
         orders.arguments.iter().map(|argument| CString::new(argument.as_str())).collect();
     let errno = match arguments {
         Ok(arguments) => sys::exec(program.as_fd(), &arguments),
-        Err(_) => rustix::io::Errno::INVAL,
+        Err(_) => Errno::INVAL,
     };
     failed("execute the program")(errno)
 }
 
 /// All but the exec. Gives the program.
-fn prepare(orders: &Orders, given: Given, ends: &mut Ends) -> Result<OwnedFd, Failure> {
+fn prepare(
+    orders: &Orders,
+    given: Given,
+    proc: &OwnedFd,
+    ends: &mut Ends,
+) -> Result<OwnedFd, Failure> {
     setsid().map_err(failed("lead a session"))?;
+    rights::be_ordinary_to_the_oom_killer(proc)
+        .map_err(failed("set its place for the OOM killer"))?;
+    rights::become_user(orders.identity).map_err(failed("become another user"))?;
+    rights::enter_user_namespace(proc, orders.identity)
+        .map_err(failed("enter a user namespace"))?;
+    // Those in the new namespace, which has given all of them.
+    sys::empty_bounding_set().map_err(failed("empty its bounding set"))?;
+    rights::drop_capabilities().map_err(failed("drop its capabilities"))?;
+    landlock::only_execute(given.program.as_fd()).map_err(failed("forbid itself all files"))?;
     let program = hand_over(orders, given, ends)?;
-    // A core dump would hold the guest's memory.
-    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
-        .map_err(failed("limit core dumps"))?;
-    super::become_user(orders.identity).map_err(failed("become another user"))?;
-    set_no_new_privs(true).map_err(failed("give up new rights"))?;
+    rights::limit(orders.limits).map_err(failed("limit itself"))?;
     // After the change of user, which forgets it.
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed("die with the shim"))?;
     if hung_up(&ends.shim) {
-        return Err(failed("outlive the shim")(rustix::io::Errno::SRCH));
+        return Err(failed("outlive the shim")(Errno::SRCH));
     }
     Ok(program)
 }
@@ -85,7 +94,7 @@ fn hand_over(orders: &Orders, given: Given, ends: &mut Ends) -> Result<OwnedFd, 
         ready.push((moved(fd)?, *number));
     }
     // Closed before their numbers are given to others, lest their drop close those.
-    drop((placed, given.program, given.door, given.pids, given.exit));
+    drop((placed, given.program, given.room, given.door, given.pids, given.exit));
     sys::close_on_exec_from(FIRST_FD).map_err(failed(step))?;
     for (fd, number) in &ready {
         sys::place(fd.as_fd(), *number).map_err(failed(step))?;

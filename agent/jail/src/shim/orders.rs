@@ -5,7 +5,7 @@ use std::{fmt::Write, io, os::fd::RawFd};
 
 use rustix::io::Errno;
 
-use crate::Identity;
+use crate::{Identity, ProcessLimits};
 
 /// Bytes of a message. Orders have a line of some bytes for each descriptor.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 16 * 1024;
@@ -13,18 +13,46 @@ pub(crate) const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 pub(crate) const FDS_MAX: usize = 253;
 /// Descriptors that are the shim's own: see [`OWN_FDS`].
 pub(crate) const HANDED_MAX: usize = FDS_MAX - OWN_FDS;
-/// In their order: the VMM's program, its cgroup's door, the files for pids and exit, and its
-/// configuration.
-pub(crate) const OWN_FDS: usize = 5;
+/// In their order: the VMM's program, the empty room, its cgroup's door, the files for pids and
+/// exit, and its configuration.
+pub(crate) const OWN_FDS: usize = 6;
 
 /// First byte of an answer.
 const STARTED: u8 = 1;
 const FAILED: u8 = 0;
 
+/// The orders to make the empty room, and nothing else.
+const ROOM: &str = "room";
+
+/// What a shim is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// Make the empty room, answer with a handle of it, and end.
+    Room,
+    Vmm(Orders),
+}
+
+impl Task {
+    pub(crate) fn to_text(&self) -> String {
+        match self {
+            Self::Room => ROOM.to_owned(),
+            Self::Vmm(orders) => orders.to_text(),
+        }
+    }
+
+    /// `None`: not of this build.
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
+        if text == ROOM { Some(Self::Room) } else { Orders::from_text(text).map(Self::Vmm) }
+    }
+}
+
 /// How to start one VMM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Orders {
     pub(crate) identity: Identity,
+    pub(crate) limits: ProcessLimits,
+    /// Shares no core with others.
+    pub(crate) own_cores: bool,
     /// Numbers at which the VMM finds what it is handed, in the order of the message.
     pub(crate) numbers: Vec<RawFd>,
     /// Of the program, its name first. None holds a line's end or a NUL.
@@ -32,34 +60,41 @@ pub(crate) struct Orders {
 }
 
 impl Orders {
-    pub(crate) fn to_text(&self) -> String {
-        let Identity { uid, gid } = self.identity;
-        let mut text = format!("uid {uid}\ngid {gid}\n");
-        for number in &self.numbers {
+    fn to_text(&self) -> String {
+        let Self { identity, limits, own_cores, numbers, arguments } = self;
+        let own_cores = u8::from(*own_cores);
+        let mut text = format!(
+            "uid {}\ngid {}\ndescriptors {}\nthreads {}\nfile_bytes {}\nown_cores {own_cores}\n",
+            identity.uid, identity.gid, limits.descriptors, limits.threads, limits.file_bytes
+        );
+        for number in numbers {
             // Writing to a String does not fail.
             let _ = writeln!(text, "fd {number}");
         }
-        for argument in &self.arguments {
+        for argument in arguments {
             let _ = writeln!(text, "argument {argument}");
         }
         text
     }
 
-    /// `None`: not orders of this build.
-    pub(crate) fn from_text(text: &str) -> Option<Self> {
-        let (mut uid, mut gid) = (None, None);
+    fn from_text(text: &str) -> Option<Self> {
+        let mut lines = text.lines();
+        let mut number = |key: &str| lines.next()?.strip_prefix(key)?.parse::<u64>().ok();
+        let mut small = |key: &str| number(key).and_then(|value| u32::try_from(value).ok());
+        let identity = Identity { uid: small("uid ")?, gid: small("gid ")? };
+        let (descriptors, threads) = (small("descriptors ")?, small("threads ")?);
+        let file_bytes = number("file_bytes ")?;
+        let own_cores = number("own_cores ")? != 0;
         let (mut numbers, mut arguments) = (Vec::new(), Vec::new());
-        for line in text.lines() {
-            let (key, value) = line.split_once(' ')?;
-            match key {
-                "uid" => uid = Some(value.parse().ok()?),
-                "gid" => gid = Some(value.parse().ok()?),
-                "fd" => numbers.push(value.parse().ok().filter(|number| *number > 2)?),
-                "argument" => arguments.push(value.to_owned()),
+        for line in lines {
+            match line.split_once(' ')? {
+                ("fd", value) => numbers.push(value.parse().ok().filter(|number| *number > 2)?),
+                ("argument", value) => arguments.push(value.to_owned()),
                 _ => return None,
             }
         }
-        Some(Self { identity: Identity { uid: uid?, gid: gid? }, numbers, arguments })
+        let limits = ProcessLimits { descriptors, threads, file_bytes };
+        Some(Self { identity, limits, own_cores, numbers, arguments })
     }
 }
 
@@ -118,16 +153,30 @@ pub(crate) fn answer_from_bytes(bytes: &[u8]) -> Option<Answer> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn orders_are_read_back_and_others_refused() {
-        let orders = Orders {
+    fn orders() -> Orders {
+        Orders {
             identity: Identity { uid: 200_001, gid: 200_002 },
+            limits: ProcessLimits { descriptors: 100, threads: 20, file_bytes: 1 << 40 },
+            own_cores: true,
             numbers: vec![10, 12],
             arguments: vec!["vmm".to_owned(), "with spaces".to_owned()],
-        };
-        assert_eq!(Orders::from_text(&orders.to_text()), Some(orders));
-        for text in ["", "uid 1\n", "uid 1\ngid 1\nfd 2\n", "uid 1\ngid 1\ncolour red\n"] {
-            assert_eq!(Orders::from_text(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn tasks_are_read_back() {
+        for task in [Task::Room, Task::Vmm(orders())] {
+            assert_eq!(Task::from_text(&task.to_text()), Some(task));
+        }
+    }
+
+    #[test]
+    fn what_is_no_task_is_refused() {
+        let good = orders().to_text();
+        for text in
+            ["", "uid 1\ngid 1\n", &good[1..], &format!("{good}fd 2\n"), &format!("{good}x y\n")]
+        {
+            assert_eq!(Task::from_text(text), None, "{text:?}");
         }
     }
 

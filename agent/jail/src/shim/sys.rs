@@ -13,6 +13,8 @@ use rustix::{
     thread::{UnshareFlags, unshare_unsafe},
 };
 
+use super::landlock::Denied;
+
 /// Takes standard input, where the agent's socket is. Called once, first of all.
 pub(super) fn claim_stdin() -> Option<OwnedFd> {
     // SAFETY: F_GETFD takes no pointer; on a closed number it fails.
@@ -99,6 +101,89 @@ pub(super) fn wait_for(child: Pid) -> Result<i32, Errno> {
             _ => return Ok(status),
         }
     }
+}
+
+/// Takes every capability out of the bounding set, those of newer kernels too.
+pub(super) fn empty_bounding_set() -> Result<(), Errno> {
+    for capability in 0.. {
+        // SAFETY: this operation takes one integer; the others are not looked at.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } < 0 {
+            return match last_errno() {
+                // The one behind the last.
+                Errno::INVAL if capability > 0 => Ok(()),
+                errno => Err(errno),
+            };
+        }
+    }
+    Ok(())
+}
+
+/// Gives this process, and those it will start, a core scheduling cookie of their own: no other's
+/// thread runs beside theirs on one core.
+pub(super) fn share_no_core() -> Result<(), Errno> {
+    const SCOPE_THREAD_GROUP: libc::c_ulong = 1;
+    let (create, itself) = (libc::PR_SCHED_CORE_CREATE, 0);
+    // SAFETY: with `create` the operation takes three integers, and no pointer.
+    let outcome =
+        unsafe { libc::prctl(libc::PR_SCHED_CORE, create, itself, SCOPE_THREAD_GROUP, 0) };
+    if outcome == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// The version of Landlock that this kernel has.
+pub(super) fn landlock_abi() -> Result<i32, Errno> {
+    const VERSION: u32 = 1;
+    let none = ptr::null::<Denied>();
+    // SAFETY: with a null attribute of size 0 and this flag the call looks at no memory.
+    let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0_usize, VERSION) };
+    i32::try_from(abi).ok().filter(|abi| *abi > 0).ok_or_else(last_errno)
+}
+
+/// A set of rules that denies all of `denied` which it does not allow later.
+pub(super) fn landlock_ruleset(denied: &Denied) -> Result<OwnedFd, Errno> {
+    let size = size_of::<Denied>();
+    // SAFETY: the attribute is three 64-bit numbers laid out as in C, alive during the call. A
+    // kernel that knows fewer takes it as long as the rest is zero, and says so if not.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, ptr::from_ref(denied), size, 0_u32)
+    };
+    let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(last_errno)?;
+    // SAFETY: the kernel has just made it for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Allows `access` to the file opened as `file`.
+pub(super) fn landlock_allow(
+    ruleset: &OwnedFd,
+    file: BorrowedFd<'_>,
+    access: u64,
+) -> Result<(), Errno> {
+    const PATH_BENEATH: u32 = 1;
+    #[repr(C, packed)]
+    struct Rule {
+        access: u64,
+        file: i32,
+    }
+    let rule = Rule { access, file: file.as_raw_fd() };
+    // SAFETY: `rule` is laid out as the kernel's packed structure and alive during the call; both
+    // descriptors are borrowed, so open.
+    let outcome = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_add_rule,
+            ruleset.as_raw_fd(),
+            PATH_BENEATH,
+            &raw const rule,
+            0_u32,
+        )
+    };
+    if outcome == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// Puts this process under `ruleset` for good.
+pub(super) fn landlock_restrict(ruleset: &OwnedFd) -> Result<(), Errno> {
+    // SAFETY: the call takes an open descriptor and an integer.
+    let outcome =
+        unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0_u32) };
+    if outcome == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
 fn last_errno() -> Errno {

@@ -1,6 +1,8 @@
 //! A place to run stand-ins for a VMM in: shell scripts of builtins alone, by a shell that needs no
 //! libraries and no files.
 
+#![allow(dead_code, reason = "no test file needs all of it")]
+
 use std::{
     io::PipeWriter,
     path::{Path, PathBuf},
@@ -8,7 +10,8 @@ use std::{
 };
 
 use holdfast_jail::{
-    Cgroup, CgroupTree, Handover, Identity, Jailer, Limits, RunFolder, VmmPlan, VmmProcess,
+    Cgroup, CgroupTree, Handover, Identity, Jailer, Limits, ProcessLimits, RunFolder, VmmPlan,
+    VmmProcess,
 };
 use holdfast_model::{Mib, MilliCpu};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -16,6 +19,8 @@ use tempfile::TempDir;
 
 /// Who the stand-ins run as.
 pub(crate) const IDENTITY: Identity = Identity { uid: 200_017, gid: 200_018 };
+pub(crate) const LIMITS: ProcessLimits =
+    ProcessLimits { descriptors: 100, threads: 9, file_bytes: 1 << 30 };
 pub(crate) const CONFIG: &str = "the configuration\n";
 
 /// Cgroups and run folders of one test. What is dropped of a guard here is not what is tested.
@@ -68,6 +73,8 @@ impl Place {
             run,
             cgroup,
             identity: IDENTITY,
+            limits: LIMITS,
+            own_cores: false,
             handover: Handover::default(),
             config: CONFIG.as_bytes(),
             log: run.log("vmm.log").unwrap(),
@@ -92,6 +99,14 @@ impl Place {
         let mut handover = Handover::default();
         let hold = handover.give(&self.held).unwrap();
         self.spawn(name, &format!("read -u {hold} x"), handover)
+    }
+
+    /// Waits until a shim has given up its rights, which it does after it told of its VMM.
+    pub(crate) fn await_settled(&self, pid: u32) {
+        let settled = |text: String| text.contains("NoNewPrivs:\t1");
+        while !fs_err::read_to_string(format!("/proc/{pid}/status")).is_ok_and(settled) {
+            std::thread::yield_now();
+        }
     }
 
     pub(crate) fn adopt(&self, name: &str) -> (RunFolder, Cgroup) {

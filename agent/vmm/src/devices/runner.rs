@@ -12,6 +12,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use holdfast_wire::vmm::Exit;
 use vmm_sys_util::{
     epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
     eventfd::{EFD_NONBLOCK, EventFd},
@@ -23,6 +24,7 @@ use super::{
 };
 use crate::{
     event::{Event, EventSender},
+    seccomp::{self, ThreadKind},
     vm::Memory,
 };
 
@@ -45,6 +47,9 @@ impl Token {
 
 /// What a device does on its thread.
 pub(super) trait Worker: Send {
+    /// What its thread may ask of the kernel.
+    fn thread_kind(&self) -> ThreadKind;
+
     /// Adds the fds of its own, each with a token below 2^63.
     fn watch(&mut self, _epoll: &Arc<Epoll>) -> io::Result<()> {
         Ok(())
@@ -175,6 +180,10 @@ struct Inside {
 
 impl Inside {
     fn run(mut self) {
+        if let Err(error) = seccomp::install(self.worker.thread_kind()) {
+            let reason = format!("{}: {error}", self.setting.name);
+            return self.setting.events.send(Event::Ended(Exit::VmmError(reason)));
+        }
         let mut events = [EpollEvent::default(); EVENTS_PER_TURN];
         let mut progress = Progress::Idle;
         loop {

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     bus::Bus,
     event::{Event, EventSender},
+    seccomp::{self, ThreadKind},
     sys::ImmediateExit,
 };
 
@@ -93,6 +94,10 @@ enum Next {
 
 impl Vcpu {
     fn run(mut self, around: &Surroundings) {
+        if let Err(error) = seccomp::install(ThreadKind::Vcpu) {
+            around.events.send(Event::Ended(Exit::VmmError(error.to_string())));
+            return around.gate.await_dismissal();
+        }
         if around.gate.pass() == Pass::Leave {
             return;
         }

@@ -7,6 +7,7 @@
 mod guest;
 #[path = "../../examples/launch/sys.rs"]
 mod sys;
+mod trace;
 #[expect(dead_code, reason = "the tests do not need all that the program does")]
 #[path = "../../examples/launch/vmm.rs"]
 mod vmm;
@@ -23,7 +24,10 @@ use std::{
 };
 
 use guest::{COUNT, ECHO, POUR, POURED_BYTES, STOP, pattern, rest};
-use holdfast_wire::vmm::{Event, Exit, Reply, Stats, ToVmm};
+use holdfast_wire::{
+    WIRE_VERSION,
+    vmm::{Event, Exit, Reply, Stats, ToVmm},
+};
 use tempfile::TempDir;
 use vmm::{DiskFiles, Launch, Vmm};
 
@@ -33,26 +37,58 @@ const MIB: usize = 1 << 20;
 
 #[test]
 fn a_linux_guest_uses_every_device() {
-    let kernel = env::var_os("HOLDFAST_VMLINUX").expect("HOLDFAST_VMLINUX names the kernel");
     let files = Files::new();
-    let mut vmm = files.launch(kernel.into()).start().unwrap();
+    let mut vmm = files.launch(env!("CARGO_BIN_EXE_holdfast-vmm").into()).start().unwrap();
+    use_every_device(&files, &mut vmm);
+}
+
+#[test]
+fn a_vmm_makes_each_call_that_its_filters_allow_and_no_other() {
+    let program = env::var_os("HOLDFAST_VMM")
+        .map_or(env!("CARGO_BIN_EXE_holdfast-vmm").into(), PathBuf::from);
+    let files = Files::new();
+    let mut vmm = files.launch(trace::traced(&program, &files.path("trace"))).start().unwrap();
+    use_every_device(&files, &mut vmm);
+    vmm.wait().unwrap();
+
+    let again = Files::new();
+    let mut vmm = again.launch(trace::traced(&program, &again.path("trace"))).start().unwrap();
     assert_eq!(vmm.ask(&ToVmm::Boot).unwrap(), Reply::Done);
     assert_eq!(within(&mut vmm), Event::GuestReady, "{}", vmm.serial().unwrap());
+    // As a new agent does.
+    vmm.control = UnixStream::connect(vmm.control_path()).unwrap();
+    vmm.ask(&ToVmm::Hello { version: WIRE_VERSION }).unwrap();
+    assert_eq!(vmm.ask(&ToVmm::Kill).unwrap(), Reply::Done);
+    vmm.wait().unwrap();
 
-    a_small_echo_comes_back(&vmm);
-    many_bytes_arrive_whole_and_the_end_is_passed_on(&vmm);
-    a_slow_reader_gets_every_byte(&vmm);
-    many_clients_at_once_are_kept_apart(&vmm);
-    a_port_without_a_listener_ends_the_client(&vmm);
-    a_pause_in_the_middle_loses_nothing(&mut vmm);
+    let (mut needed, mut missing) = (Vec::new(), Vec::new());
+    for files in [&files, &again] {
+        trace::judge(&files.path("trace"), &mut needed, &mut missing);
+    }
+    assert!(missing.is_empty(), "no rule for: {missing:#?}");
+    let unneeded = trace::unneeded(&needed);
+    assert!(unneeded.is_empty(), "nothing needs: {unneeded:#?}");
+}
 
-    let stats = stats(&mut vmm);
+/// Boots, and uses everything until the guest switches itself off.
+fn use_every_device(files: &Files, vmm: &mut Vmm) {
+    assert_eq!(vmm.ask(&ToVmm::Boot).unwrap(), Reply::Done);
+    assert_eq!(within(vmm), Event::GuestReady, "{}", vmm.serial().unwrap());
+
+    a_small_echo_comes_back(vmm);
+    many_bytes_arrive_whole_and_the_end_is_passed_on(vmm);
+    a_slow_reader_gets_every_byte(vmm);
+    many_clients_at_once_are_kept_apart(vmm);
+    a_port_without_a_listener_ends_the_client(vmm);
+    a_pause_in_the_middle_loses_nothing(vmm);
+
+    let stats = stats(vmm);
     assert!(stats.vsock_rx_bytes > 4 * MIB as u64, "{stats:?}");
     assert_eq!(stats.disks.len(), 3);
     assert_eq!(stats.disks[1].written_bytes, files.image.len() as u64);
 
-    connect(&vmm, STOP);
-    assert_eq!(within(&mut vmm), Event::Exited(Exit::PowerOff), "{}", vmm.serial().unwrap());
+    connect(vmm, STOP);
+    assert_eq!(within(vmm), Event::Exited(Exit::PowerOff), "{}", vmm.serial().unwrap());
     let told = vmm.serial().unwrap();
     for line in [
         "vda is disk0, 48 sectors, read-only 1",
@@ -181,14 +217,15 @@ impl Files {
         self.folder.path().join(name)
     }
 
-    fn launch(&self, kernel: PathBuf) -> Launch {
+    fn launch(&self, vmm: PathBuf) -> Launch {
+        let kernel = env::var_os("HOLDFAST_VMLINUX").expect("HOLDFAST_VMLINUX names the kernel");
         let disk = |files: &[&str], read_only| DiskFiles {
             files: files.iter().map(|name| self.path(name)).collect(),
             read_only,
         };
         Launch {
-            vmm: env!("CARGO_BIN_EXE_holdfast-vmm").into(),
-            kernel,
+            vmm,
+            kernel: kernel.into(),
             initramfs: Some(self.path("initramfs")),
             command_line: "console=ttyS0 quiet panic=-1 reboot=k pci=off".to_owned(),
             memory_mib: 256,

@@ -14,6 +14,7 @@ use crate::{
         queue::{Broken, Progress, Ring},
         runner::Worker,
     },
+    seccomp::ThreadKind,
     vm::Memory,
 };
 
@@ -63,6 +64,10 @@ impl DiskWorker {
 }
 
 impl Worker for DiskWorker {
+    fn thread_kind(&self) -> ThreadKind {
+        ThreadKind::Disk
+    }
+
     fn work(&mut self, rings: &mut [Ring], memory: &Memory) -> Result<Progress, Broken> {
         let [requests] = rings else { return Ok(Progress::Idle) };
         requests.serve(memory, BATCH, |chain| self.answer(chain))

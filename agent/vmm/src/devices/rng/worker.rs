@@ -7,6 +7,7 @@ use crate::{
         queue::{Broken, Progress, Ring},
         runner::Worker,
     },
+    seccomp::ThreadKind,
     vm::Memory,
 };
 
@@ -50,6 +51,10 @@ impl RngWorker {
 }
 
 impl Worker for RngWorker {
+    fn thread_kind(&self) -> ThreadKind {
+        ThreadKind::Rng
+    }
+
     fn work(&mut self, rings: &mut [Ring], memory: &Memory) -> Result<Progress, Broken> {
         let [requests] = rings else { return Ok(Progress::Idle) };
         requests.serve(memory, BATCH, |chain| self.fill(chain))

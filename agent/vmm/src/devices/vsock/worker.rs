@@ -26,6 +26,7 @@ use crate::{
         runner::Worker,
     },
     event::{Event, EventSender},
+    seccomp::ThreadKind,
     vm::Memory,
 };
 
@@ -201,6 +202,10 @@ impl VsockWorker {
 }
 
 impl Worker for VsockWorker {
+    fn thread_kind(&self) -> ThreadKind {
+        ThreadKind::Vsock
+    }
+
     fn watch(&mut self, epoll: &Arc<Epoll>) -> io::Result<()> {
         self.listener.set_nonblocking(true)?;
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, LISTENER);
