@@ -1,7 +1,7 @@
 //! One agent in a process of its own, spoken to over its API.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
@@ -66,10 +66,16 @@ pub(crate) async fn serve_if_asked() {
     config.api.admin_token = Some(holdfast_model::Secret::new(TOKEN));
     let daemon = Daemon::start(config).await.unwrap();
     fs::write(folder.join("ca.pem"), daemon.ca_pem()).unwrap();
-    println!("\nserves");
+    say("serves");
     spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await.unwrap().unwrap();
     daemon.stop(Ending::Detach).await;
-    println!("\nstopped");
+    say("stopped");
+}
+
+/// A line of its own among those of the test harness.
+fn say(word: &str) {
+    // Who started us may be gone.
+    let _ = writeln!(std::io::stdout(), "\n{word}");
 }
 
 /// One that serves.

@@ -157,7 +157,7 @@ async fn an_agent_killed_at_every_step_loses_nothing_and_leaves_nothing() {
     assert_eq!(soak.kills.len(), Point::ALL.len(), "every point was come to");
 
     counter.goes_on().await;
-    counter.ends().await;
+    println!("numbers under one client: {}", counter.ends().await);
     echo.ends().await;
     assert_eq!(agent.delete(&soak.resident).await.status, 204);
     assert!(!runs(soak.vmm_pid), "the resident's VMM goes with it");
