@@ -11,6 +11,7 @@ mod inherited;
 mod layout;
 mod legacy;
 mod machine;
+mod random;
 pub mod seccomp;
 mod session;
 mod sys;
@@ -65,6 +66,10 @@ impl StartError {
 pub fn run() -> ExitCode {
     env_logger::Builder::new().filter_level(LevelFilter::Info).parse_env("HOLDFAST_LOG").init();
     end_on_panic();
+    // Started by descriptor, it would be called by that one's number.
+    if let Err(error) = rustix::thread::set_name(c"holdfast-vmm") {
+        log::debug!(error:%; "process keeps its name");
+    }
     let exit = start().map_or_else(failed_start, Session::serve);
     info!(exit:? = exit; "microVM ended");
     ExitCode::from(exit.code())

@@ -7,6 +7,8 @@ mod code;
 mod elf;
 #[path = "../examples/launch/sys.rs"]
 mod sys;
+#[path = "devices/trace.rs"]
+mod trace;
 #[expect(dead_code, reason = "the tests do not need all that the program does")]
 #[path = "../examples/launch/vmm.rs"]
 mod vmm;
@@ -18,6 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use holdfast_vmm::seccomp::ThreadKind;
 use holdfast_wire::{
     WIRE_VERSION, frame,
     vmm::{Event, Exit, Phase, Reply, ToAgent, ToVmm},
@@ -229,6 +232,32 @@ fn every_thread_is_under_a_filter_once_the_guest_runs() {
     }
     threads.sort();
     assert_eq!(threads, ["holdfast-vmm", "rng", "vcpu0", "vcpu1", "vsock"]);
+}
+
+#[test]
+fn main_and_vcpu_threads_make_each_call_their_filters_allow_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trace");
+    let wrapper = trace::traced(VMM.as_ref(), &path);
+    let mut vmm = waiting_with(&elf::kernel(&code::print_for_ever(b'.')), |it| {
+        it.vmm = wrapper;
+        it.vcpus = 2;
+    });
+    assert_eq!(vmm.ask(&ToVmm::Boot).unwrap(), Reply::Done);
+    await_output(&mut vmm, 0);
+    assert_eq!(vmm.ask(&ToVmm::Pause).unwrap(), Reply::Done);
+    assert_eq!(vmm.ask(&ToVmm::Resume).unwrap(), Reply::Done);
+    // As a new agent does.
+    vmm.control = UnixStream::connect(vmm.control_path()).unwrap();
+    vmm.ask(&ToVmm::Hello { version: WIRE_VERSION }).unwrap();
+    assert_eq!(vmm.ask(&ToVmm::Kill).unwrap(), Reply::Done);
+    assert_eq!(vmm.wait().unwrap().code(), Some(13));
+
+    let (mut needed, mut missing) = (Vec::new(), Vec::new());
+    trace::judge(&path, &mut needed, &mut missing);
+    assert!(missing.is_empty(), "no rule for: {missing:#?}");
+    let unneeded = trace::unneeded(&[ThreadKind::Main, ThreadKind::Vcpu], &needed);
+    assert!(unneeded.is_empty(), "nothing needs: {unneeded:#?}");
 }
 
 #[test]

@@ -169,6 +169,7 @@ fn see_out(started: &Started) -> ExitCode {
         // Nothing is run with rights it should not have.
         let _ = kill_process(started.vmm, Signal::KILL);
     }
+    sys::let_go_of_code();
     let recorded = sys::wait_for(started.vmm)
         .map_err(std::io::Error::from)
         .and_then(|status| write_exit(&started.exit, status));

@@ -169,7 +169,7 @@ fn show_serial(vmm: &Vmm, shown: usize, out: &mut impl Write) -> Result<usize> {
 /// Tells how long it took, what it cost, and what the VMM holds, in lines `name: value`.
 fn tell(vmm: &mut Vmm, started: Instant, out: &mut impl Write) -> Result<()> {
     let wall = started.elapsed();
-    let overhead_kib = vmm.overhead_kib()?;
+    let (overhead_kib, anonymous_kib) = (vmm.overhead_kib()?, vmm.anonymous_kib()?);
     let Reply::Stats(stats) = vmm.ask(&ToVmm::Stats)? else { bail!("no statistics") };
     writeln!(out, "wall_us: {}", wall.as_micros())?;
     if let Ok(exits) = fs_err::read_to_string(EXITS) {
@@ -180,5 +180,6 @@ fn tell(vmm: &mut Vmm, started: Instant, out: &mut impl Write) -> Result<()> {
     writeln!(out, "exits_other: {}", stats.exits.other)?;
     writeln!(out, "serial_bytes: {}", stats.serial_bytes)?;
     writeln!(out, "vmm_rss_kib: {overhead_kib}")?;
+    writeln!(out, "vmm_anon_kib: {anonymous_kib}")?;
     Ok(())
 }

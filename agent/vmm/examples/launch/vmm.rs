@@ -240,12 +240,21 @@ impl Vmm {
 
     /// Resident KiB that are not guest memory: all mappings but the memory file's.
     pub(crate) fn overhead_kib(&self) -> Result<u64> {
+        self.sum_kib("Rss")
+    }
+
+    /// Those of them that no file holds: what each VMM has for itself alone.
+    pub(crate) fn anonymous_kib(&self) -> Result<u64> {
+        self.sum_kib("Anonymous")
+    }
+
+    fn sum_kib(&self, wanted: &str) -> Result<u64> {
         let maps = fs_err::read_to_string(format!("/proc/{}/smaps", self.pid()))?;
         let mut guest = false;
         let mut sum = 0;
         for line in maps.lines() {
             match line.split_once(':') {
-                Some(("Rss", rest)) if !guest => {
+                Some((key, rest)) if key == wanted && !guest => {
                     sum += rest.trim().trim_end_matches(" kB").parse::<u64>()?;
                 }
                 // A mapping's first line begins with its range of addresses.

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::{devices::Window, layout, sys, vm::Memory};
+use crate::{devices::Window, layout, random, sys, vm::Memory};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BootError {
@@ -64,8 +64,7 @@ pub(crate) fn load(
     let rsdp = acpi::write(memory, sources.vcpus, windows)?;
     start_info::write(memory, sources.memory_bytes, initramfs, rsdp)?;
     let mut generation = [0; 16];
-    getrandom::fill(&mut generation)
-        .map_err(|error| BootError::Random(std::io::Error::other(error.to_string())))?;
+    random::fill(&mut generation).map_err(BootError::Random)?;
     put(memory, "generation id", layout::GENERATION_ID, &generation)?;
     Ok(kernel.entry)
 }

@@ -24,6 +24,7 @@ use std::{
 };
 
 use guest::{COUNT, ECHO, POUR, POURED_BYTES, STOP, pattern, rest};
+use holdfast_vmm::seccomp::ThreadKind;
 use holdfast_wire::{
     WIRE_VERSION,
     vmm::{Event, Exit, Reply, Stats, ToVmm},
@@ -66,7 +67,7 @@ fn a_vmm_makes_each_call_that_its_filters_allow_and_no_other() {
         trace::judge(&files.path("trace"), &mut needed, &mut missing);
     }
     assert!(missing.is_empty(), "no rule for: {missing:#?}");
-    let unneeded = trace::unneeded(&needed);
+    let unneeded = trace::unneeded(&ThreadKind::ALL, &needed);
     assert!(unneeded.is_empty(), "nothing needs: {unneeded:#?}");
 }
 

@@ -83,15 +83,15 @@ pub(crate) fn judge(trace: &Path, needed: &mut Vec<&'static Rule>, missing: &mut
             None => missing.push(format!("{:?}: {line}", call.kind())),
         }
     }
-    assert!(filtered.len() >= 8, "threads under a filter: {}", filtered.len());
+    assert!(filtered.len() >= 4, "threads under a filter: {}", filtered.len());
 }
 
-/// Rules that were not needed and do not say why.
-pub(crate) fn unneeded(needed: &[&'static Rule]) -> Vec<&'static Rule> {
+/// Rules of these kinds of thread that were not needed and do not say why.
+pub(crate) fn unneeded(kinds: &[ThreadKind], needed: &[&'static Rule]) -> Vec<&'static Rule> {
     let met: HashSet<*const Rule> = needed.iter().map(|rule| std::ptr::from_ref(*rule)).collect();
-    ThreadKind::ALL
-        .into_iter()
-        .flat_map(ThreadKind::rules)
+    kinds
+        .iter()
+        .flat_map(|kind| kind.rules())
         .filter(|rule| rule.exempt.is_none() && !met.contains(&std::ptr::from_ref(*rule)))
         .collect()
 }

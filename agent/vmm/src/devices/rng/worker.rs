@@ -7,6 +7,7 @@ use crate::{
         queue::{Broken, Progress, Ring},
         runner::Worker,
     },
+    random,
     seccomp::ThreadKind,
     vm::Memory,
 };
@@ -38,7 +39,7 @@ impl RngWorker {
         while !target.is_empty() {
             let mut step = [0; STEP_BYTES];
             let wanted = target.len().min(STEP_BYTES);
-            if let Err(error) = getrandom::fill(&mut step[..wanted]) {
+            if let Err(error) = random::fill(&mut step[..wanted]) {
                 // The driver sees a short answer and asks again.
                 log::warn!(error:%; "no random bytes from the host");
                 break;
