@@ -198,8 +198,14 @@ impl Driver {
         let ask = match machine.connect().await {
             Ok(booted) => self.serve(&mut machine, booted, BootPhases::default()).await,
             Err(error) => {
-                let reason = error_chain(&error);
-                self.lose(&machine, format!("the microVM cannot be taken over: {reason}")).await;
+                // A VMM that is just ending does not answer either.
+                let reason = match timeout(SECOND_SIGN_PATIENCE, machine.ended()).await {
+                    Ok(_) => format!("while the agent was away {}", machine.post_mortem(None)),
+                    Err(_) => {
+                        format!("the microVM cannot be taken over: {}", error_chain(&error))
+                    }
+                };
+                self.lose(&machine, reason).await;
                 None
             }
         };

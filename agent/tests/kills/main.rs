@@ -175,6 +175,9 @@ async fn a_vmm_that_ends_while_the_agent_is_away_fails_its_sandbox_with_the_reas
     let details = agent.get(&agent.details(&id)).await.json();
     agent.stops().await;
     node::kill(u32::try_from(details["vmm"]["pid"].as_u64().unwrap()).unwrap());
+    while !world::processes("holdfast-shim").is_empty() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
     let agent = Agent::start(&place, None).await;
     let sandbox = agent.get(&agent.sandbox(&id)).await.json();
     assert_eq!(sandbox["state"], json!("Failed"), "{sandbox}");

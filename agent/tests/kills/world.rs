@@ -109,7 +109,7 @@ fn listening(run: &Path) -> usize {
 }
 
 /// Uids of the running processes of this program. A zombie has no program any more.
-fn processes(name: &str) -> Vec<String> {
+pub(crate) fn processes(name: &str) -> Vec<String> {
     let runs = |folder: &Path| {
         let program = fs::read_link(folder.join("exe")).ok()?;
         let status = fs::read_to_string(folder.join("status")).ok()?;
