@@ -43,21 +43,46 @@ fn a_killed_vmm_fails_its_sandbox_with_the_reason_and_no_other() -> Result<()> {
     Ok(())
 }
 
+fn vmm_pid(node: &Node, id: &str) -> Result<u64> {
+    let details = node.api()?.read(&format!("/v1{GROUP}/sandboxes/{id}/details"))?;
+    details["vmm"]["pid"].as_u64().context("no pid")
+}
+
 #[test]
-fn an_agent_killed_under_running_sandboxes_says_so_and_leaves_nothing() -> Result<()> {
+fn an_agent_killed_or_restarted_under_running_sandboxes_takes_them_over() -> Result<()> {
     let node = Node::from_env()?;
     let id = node.create("debian")?;
+    let pid = vmm_pid(&node, &id)?;
     kill_agent(&node)?;
-    let (state, failure) = state(&node, &id)?;
-    assert_eq!(state, "Failed");
-    ensure!(failure.contains("restarted"), "the reason is {failure:?}");
+    assert_eq!(vmm_pid(&node, &id)?, pid);
+    node.inside("systemctl restart holdfastd")?;
+    assert_eq!(vmm_pid(&node, &id)?, pid);
+    let alive = node.holdfast(&["sandbox", "exec", &id, "--", "echo", "alive"])?.ok()?;
+    assert_eq!(alive, "alive");
     node.delete(&id)?;
     assert_eq!(node.leftovers()?, "");
     Ok(())
 }
 
 #[test]
-fn an_agent_killed_in_the_middle_of_creates_loses_no_record_and_leaves_nothing() -> Result<()> {
+fn a_command_under_the_command_line_does_not_notice_a_killed_agent() -> Result<()> {
+    let node = Node::from_env()?;
+    let id = node.create("debian")?;
+    let script = "for i in $(seq 100); do echo $i; sleep 0.1; done";
+    let output = std::thread::scope(|scope| {
+        let watched =
+            scope.spawn(|| node.holdfast(&["sandbox", "exec", &id, "--", "sh", "-c", script]));
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        kill_agent(&node)?;
+        watched.join().expect("a thread ends")?.ok()
+    })?;
+    let expected: Vec<String> = (1..=100).map(|number| number.to_string()).collect();
+    assert_eq!(output.lines().collect::<Vec<_>>(), expected);
+    node.delete(&id)
+}
+
+#[test]
+fn an_agent_killed_in_the_middle_of_creates_finishes_them_and_leaves_nothing() -> Result<()> {
     let node = Node::from_env()?;
     let body = br#"{"sourcesRef":{"diskImage":{"name":"debian","isPublic":true}},
         "resources":{"cpu":"250m","memory":"512Mi"},"labels":{"for":"crash"}}"#;
@@ -77,8 +102,13 @@ fn an_agent_killed_in_the_middle_of_creates_loses_no_record_and_leaves_nothing()
             ensure!(listed.iter().any(|sandbox| sandbox["id"] == id), "{id} was lost");
         }
         for sandbox in listed {
-            assert_eq!(sandbox["state"], "Failed", "killed after {moment_ms} ms: {sandbox}");
-            node.delete(sandbox["id"].as_str().context("no id")?)?;
+            let id = sandbox["id"].as_str().context("no id")?;
+            let state = wait_for("the sandbox to be made", || {
+                let (state, _) = state(&node, id)?;
+                Ok((state != "Creating").then_some(state))
+            })?;
+            assert_eq!(state, "Running", "killed after {moment_ms} ms");
+            node.delete(id)?;
         }
         assert_eq!(node.leftovers()?, "", "killed after {moment_ms} ms");
     }

@@ -109,7 +109,7 @@ fn a_sandbox_keeps_its_files_from_one_exec_to_the_next_and_is_gone_when_deleted(
 fn cpu_and_memory_of_a_sandbox_are_held_by_its_cgroup() -> Result<()> {
     let node = Node::from_env()?;
     let id = node.create("debian")?;
-    let folder = format!("/sys/fs/cgroup/holdfast.slice/{id}");
+    let folder = format!("/sys/fs/cgroup/holdfast.slice/holdfast-sandboxes.service/{id}");
     let limits = node.inside(&format!(
         "cd $(find /sys/fs/cgroup -type d -name {id} | head -n 1) && cat cpu.max memory.max memory.swap.max pids.max"
     ))?;

@@ -139,7 +139,7 @@ impl Default for Paths {
         Self {
             state: "/var/lib/holdfast".into(),
             run: "/run/holdfast".into(),
-            cgroups: "/sys/fs/cgroup/holdfast.slice".into(),
+            cgroups: "/sys/fs/cgroup/holdfast.slice/holdfast-sandboxes.service".into(),
             baked_images: "/usr/share/holdfast/images".into(),
             vmm: "/usr/lib/holdfast/holdfast-vmm".into(),
             shim: "/usr/lib/holdfast/holdfast-shim".into(),

@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use log::{info, warn};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::sleep};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     audit::AuditLog,
@@ -28,7 +29,7 @@ use crate::{
     http::{App, Budget, Calls, default_group, router, server},
     images::Images,
     metrics::Metrics,
-    sandbox::{Parts, Registry},
+    sandbox::{Ending, Parts, Registry},
     tls::{self, Authority, Serving},
 };
 
@@ -90,6 +91,7 @@ impl Daemon {
             output_budget: Arc::new(Budget::default()),
             making: tokio::sync::RwLock::default(),
             stopping: AtomicBool::new(false),
+            halt: CancellationToken::new(),
             started: Instant::now(),
         });
         let (stop, stopped) = watch::channel(false);
@@ -120,9 +122,10 @@ impl Daemon {
         format!("holdfast: API on https://{shown}, CA SHA256:{fingerprint}")
     }
 
-    /// Takes no more calls, ends what runs, and returns when all is in order.
-    pub async fn stop(self) {
+    /// Takes no more calls, leaves or ends what runs, and returns when all is in order.
+    pub async fn stop(self, ending: Ending) {
         self.app.stopping.store(true, Ordering::Release);
+        self.app.halt.cancel();
         self.renewal.abort();
         // Calls under way wait for sandboxes: those end first, and nobody waits in vain.
         let server = async {
@@ -130,7 +133,7 @@ impl Daemon {
             // A panic of the server was told by its own report.
             let _ = self.server.await;
         };
-        tokio::join!(server, self.app.registry.stop(), self.app.images.stop());
+        tokio::join!(server, self.app.registry.stop(ending), self.app.images.stop());
         info!("stopped");
     }
 }

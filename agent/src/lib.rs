@@ -10,6 +10,7 @@ pub mod config;
 pub mod daemon;
 pub mod durable;
 mod error_chain;
+pub mod fault;
 mod frames;
 mod host;
 mod http;

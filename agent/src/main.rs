@@ -4,6 +4,7 @@ use std::{
     io::{self, Write},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -12,9 +13,13 @@ use holdfastd::{
     config::{self, Config},
     daemon::Daemon,
     logging, notify,
+    sandbox::Ending,
 };
 use log::{error, info, warn};
 use tokio::signal::unix::{SignalKind, signal};
+
+/// How long systemd may take to say whether the node is being shut down.
+const SYSTEMD_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The Holdfast node daemon.
 #[derive(Debug, Parser)]
@@ -60,8 +65,27 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => info!("interrupted"),
     }
     tell_systemd("STOPPING=1");
-    daemon.stop().await;
+    let ending = if node_stops().await { Ending::PowerOff } else { Ending::Detach };
+    info!(ending:?; "stopping");
+    daemon.stop(ending).await;
     Ok(())
+}
+
+/// Whether it is the node that stops, and not the daemon alone. Where there is no systemd to ask,
+/// the daemon alone.
+async fn node_stops() -> bool {
+    let asked = tokio::process::Command::new("systemctl")
+        .arg("is-system-running")
+        .stdin(std::process::Stdio::null())
+        .output();
+    match tokio::time::timeout(SYSTEMD_PATIENCE, asked).await {
+        Ok(Ok(answer)) => answer.stdout.trim_ascii() == b"stopping",
+        Ok(Err(error)) => {
+            warn!(error:%; "systemd cannot be asked whether the node stops");
+            false
+        }
+        Err(_) => false,
+    }
 }
 
 /// Says on stdout, and on the machine's console, where the node is reached. Neither need be there.

@@ -36,6 +36,7 @@ fn sandbox_of(record: &DiskImageRecord, image: Digest) -> SandboxRecord {
         image,
         created_at_ms: 0,
         request_id: None,
+        uid: None,
     }
 }
 

@@ -93,6 +93,10 @@ codes! {
     RequestIdReused = 409,
     /// A retried call was begun and its outcome is not known, or no longer held.
     OutcomeUnknown = 409,
+    /// No command of this id is kept: it never began, or its end was collected.
+    ExecNotFound = 404,
+    /// A command of this id was begun before.
+    ExecIdReused = 409,
     /// Too many calls of this kind are at work.
     TooManyCalls = 409,
     /// The node is being shut down.

@@ -9,6 +9,7 @@ pub mod decode;
 pub mod disk_image;
 pub mod error;
 pub mod exec;
+pub mod exec_id;
 pub mod group;
 pub mod labels;
 pub mod lifecycle;

@@ -3,13 +3,23 @@
 //! The client's first message is text, a [`ClientMessage::Start`]. After it, binary messages carry
 //! bytes of one stream: a tag byte, then the bytes. Text messages carry the rest. The server's last
 //! message is [`ServerMessage::Exited`], [`ServerMessage::TimedOut`] or [`ServerMessage::Failed`],
-//! then it closes. A client that goes away kills its command.
+//! then it closes. A client that goes away kills its command, unless the command has an id.
+//!
+//! A command with an id outlives the connection, and the daemon. Its output is counted in bytes of
+//! stdout and stderr together. A client that lost the connection opens another one, and its first
+//! message there is [`ClientMessage::Attach`] with the count of what it has; it is sent the rest, as
+//! far as it is kept (the last 1 MiB): what is missing is told by [`ServerMessage::Gap`]. Stdin goes
+//! on behind the bytes that [`ServerMessage::Started`] counts. Once the client has the end it says
+//! [`ClientMessage::Collect`].
 //!
 //! Back-pressure is that of the connection: who does not read is not sent more.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{decode::BadBody, error::ErrorDetail, exec::check_path, sandbox::check_arguments};
+use crate::{
+    decode::BadBody, error::ErrorDetail, exec::check_path, exec_id::ExecId,
+    sandbox::check_arguments,
+};
 
 /// Largest message either side sends, in bytes. Larger ones end the connection.
 pub const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
@@ -56,28 +66,67 @@ pub struct Start {
     /// The command is killed after this. None: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// Given by the client: the command outlives the connection, and can be attached to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<ExecId>,
+    /// A command with an id is killed when no client was there for this long. None:
+    /// [`LINGER_MS_DEFAULT`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linger_ms: Option<u32>,
 }
+
+/// How long a command goes on without a client, in milliseconds: longer than a restart of the
+/// daemon on a slow node.
+pub const LINGER_MS_DEFAULT: u32 = 2 * 60 * 1000;
+
+/// The longest that can be asked for: a day.
+pub const LINGER_MS_MAX: u32 = 24 * 60 * 60 * 1000;
 
 /// Text messages of the client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "type")]
 pub enum ClientMessage {
     Start(Start),
+    /// In place of Start: goes on with a command that was started with this id.
+    Attach {
+        id: ExecId,
+        /// Bytes of its output that the client has.
+        from: u64,
+    },
     /// To the command's process group, by number.
     Signal {
         signal: i32,
     },
     /// No more stdin.
     StdinEnd,
+    /// SIGKILL to everything of the command.
+    Kill,
+    /// The end of a command with an id has arrived: it can be forgotten.
+    Collect,
 }
 
 /// Text messages of the server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", tag = "type")]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "type")]
 pub enum ServerMessage {
     Started {
         /// In the sandbox.
         pid: u32,
+        /// It outlives the connection. Missing although an id was given: the sandbox keeps as many
+        /// commands as it can already.
+        #[serde(default, skip_serializing_if = "is_default")]
+        kept: bool,
+        /// Bytes of stdin that earlier connections brought to it.
+        #[serde(default, skip_serializing_if = "is_default")]
+        stdin_taken: u64,
+    },
+    /// Bytes of stdin that have reached a kept command, over all connections.
+    StdinTaken {
+        bytes: u64,
+    },
+    /// This many bytes of output are no longer kept. They count as sent.
+    Gap {
+        bytes: u64,
     },
     /// One of the two is there.
     Exited {
@@ -90,6 +139,10 @@ pub enum ServerMessage {
     Failed {
         error: ErrorDetail,
     },
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -151,6 +204,10 @@ impl Start {
         if self.user.as_ref().is_some_and(|user| user.is_empty() || user.contains('\0')) {
             return Err(BadBody::shape("user", "must be a user, uid, user:group or uid:gid"));
         }
+        if self.linger_ms.is_some_and(|ms| self.id.is_none() || ms > LINGER_MS_MAX) {
+            let reason = format!("goes with an id, and is at most {LINGER_MS_MAX}");
+            return Err(BadBody::shape("lingerMs", reason));
+        }
         if self.timeout_ms == Some(0) {
             return Err(BadBody::shape(
                 "timeoutMs",
@@ -189,12 +246,26 @@ mod tests {
             user: None,
             stdin: true,
             timeout_ms: Some(5),
+            id: None,
+            linger_ms: None,
         };
         let golden = r#"{"type":"start","command":{"argv":["ls"]},"env":[["A","1"]],"stdin":true,"timeoutMs":5}"#;
         assert_eq!(serde_json::to_string(&ClientMessage::Start(start.clone())).unwrap(), golden);
         assert_eq!(decode(golden.as_bytes()), Ok(ClientMessage::Start(start)));
+        let golden = format!(r#"{{"type":"attach","id":"{}","from":9}}"#, "0".repeat(32));
+        let attach = ClientMessage::Attach { id: ExecId::from_random([0; 16]), from: 9 };
+        assert_eq!(decode(golden.as_bytes()), Ok(attach));
         let cases = [
-            (ServerMessage::Started { pid: 7 }, r#"{"type":"started","pid":7}"#),
+            (
+                ServerMessage::Started { pid: 7, kept: false, stdin_taken: 0 },
+                r#"{"type":"started","pid":7}"#,
+            ),
+            (
+                ServerMessage::Started { pid: 7, kept: true, stdin_taken: 5 },
+                r#"{"type":"started","pid":7,"kept":true,"stdinTaken":5}"#,
+            ),
+            (ServerMessage::StdinTaken { bytes: 5 }, r#"{"type":"stdinTaken","bytes":5}"#),
+            (ServerMessage::Gap { bytes: 9 }, r#"{"type":"gap","bytes":9}"#),
             (
                 ServerMessage::Exited { code: Some(0), signal: None },
                 r#"{"type":"exited","code":0}"#,
@@ -218,6 +289,8 @@ mod tests {
             (r#"{"command":{"shell":"a"},"cwd":"x"}"#, "cwd: "),
             (r#"{"command":{"shell":"a"},"user":""}"#, "user: "),
             (r#"{"command":{"shell":"a"},"timeoutMs":0}"#, "timeoutMs: "),
+            (r#"{"command":{"shell":"a"},"lingerMs":1}"#, "lingerMs: "),
+            (r#"{"command":{"shell":"a"},"id":"x"}"#, "id: "),
             (r#"{"command":{"shell":"a"},"tty":true}"#, "tty: unknown field"),
         ];
         for (text, start) in cases {

@@ -1,12 +1,19 @@
 //! One node's API: requests out, typed answers or errors back.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use holdfast_api::{
     API_VERSION, REQUEST_ID_HEADER, error::ErrorBody, error::ErrorDetail, model::GroupKey,
 };
 use reqwest::{Method, RequestBuilder, Response};
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::sleep;
 
 use crate::{args::Target, connection, error::CliError};
 
@@ -15,9 +22,16 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an answer may take to begin. A create waits for the microVM; a slow host needs its time.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// How long a node that has answered before is waited for: its agent is being restarted.
+const COME_BACK_MAX: Duration = Duration::from_secs(120);
+/// Pause between the tries.
+const COME_BACK_PAUSE: Duration = Duration::from_millis(500);
+
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     http: reqwest::Client,
+    /// The node has answered: it is there, and trusted.
+    answered: Arc<AtomicBool>,
     pub(crate) target: Target,
     pub(crate) group: GroupKey,
 }
@@ -50,7 +64,13 @@ impl Client {
         let http = builder
             .build()
             .map_err(|error| CliError::Host(format!("cannot set up TLS: {error}")))?;
-        Ok(Self { http, target: target.clone(), group: connection::group(&target.group)? })
+        let answered = Arc::default();
+        Ok(Self {
+            http,
+            answered,
+            target: target.clone(),
+            group: connection::group(&target.group)?,
+        })
     }
 
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
@@ -106,7 +126,12 @@ impl Client {
     }
 
     pub(crate) async fn delete(&self, path: &str) -> Result<(), CliError> {
-        self.send(self.request(Method::DELETE, path)?).await.map(|_| ())
+        let (outcome, tries) = self.send_counted(self.request(Method::DELETE, path)?).await;
+        match outcome {
+            // An earlier try did it, and its answer was lost.
+            Err(CliError::Api { status: 404, .. }) if tries > 1 => Ok(()),
+            outcome => outcome.map(|_| ()),
+        }
     }
 
     fn request(&self, method: Method, path: &str) -> Result<RequestBuilder, CliError> {
@@ -125,10 +150,37 @@ impl Client {
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Response, CliError> {
-        let response = request.send().await.map_err(|source| CliError::Unreachable {
-            endpoint: self.target.endpoint.clone(),
-            source: source.without_url(),
-        })?;
+        self.send_counted(request).await.0
+    }
+
+    /// Sends a call, again if the node is gone that was there a moment ago: every call has a name,
+    /// so that it is not carried out twice. Says how often it was sent.
+    async fn send_counted(&self, request: RequestBuilder) -> (Result<Response, CliError>, u32) {
+        let give_up = Instant::now() + COME_BACK_MAX;
+        let (mut request, mut tries) = (request, 1);
+        loop {
+            // A body that is streamed cannot be sent again.
+            let again = request.try_clone().filter(|_| self.answered.load(Ordering::Relaxed));
+            let error = match request.send().await {
+                Ok(response) => return (self.judged(response).await, tries),
+                Err(error) => error,
+            };
+            match again {
+                Some(again) if Instant::now() < give_up => {
+                    sleep(COME_BACK_PAUSE).await;
+                    (request, tries) = (again, tries + 1);
+                }
+                _ => {
+                    let endpoint = self.target.endpoint.clone();
+                    let source = error.without_url();
+                    return (Err(CliError::Unreachable { endpoint, source }), tries);
+                }
+            }
+        }
+    }
+
+    async fn judged(&self, response: Response) -> Result<Response, CliError> {
+        self.answered.store(true, Ordering::Relaxed);
         let status = response.status().as_u16();
         if status < 400 {
             return Ok(response);

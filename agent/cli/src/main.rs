@@ -13,6 +13,7 @@ mod node;
 mod output;
 mod run;
 mod sandbox;
+mod socket;
 
 use std::{
     io::{self, Write},

@@ -80,6 +80,14 @@ struct Used {
     refusals: Refusals,
 }
 
+impl Used {
+    fn take(&mut self, demand: Demand) {
+        self.cpu_milli += u64::from(demand.cpu.0);
+        self.memory_mib += u64::from(demand.memory.0);
+        self.count += 1;
+    }
+}
+
 /// Hands out the node's CPU and memory.
 #[derive(Debug)]
 pub struct Scheduler {
@@ -101,9 +109,7 @@ impl Scheduler {
             used.refusals.note(&full);
             return Err(full);
         }
-        used.cpu_milli += u64::from(demand.cpu.0);
-        used.memory_mib += u64::from(demand.memory.0);
-        used.count += 1;
+        used.take(demand);
         Ok(Reservation { scheduler: Arc::clone(self), demand })
     }
 
@@ -135,6 +141,12 @@ impl Scheduler {
     /// Since this scheduler was made.
     pub fn refusals(&self) -> Refusals {
         self.used().refusals
+    }
+
+    /// The share of a sandbox that runs already: it has what it has, whatever the limits are now.
+    pub fn take_again(self: &Arc<Self>, demand: Demand) -> Reservation {
+        self.used().take(demand);
+        Reservation { scheduler: Arc::clone(self), demand }
     }
 
     pub fn limits(&self) -> Capacity {
@@ -226,6 +238,16 @@ mod tests {
         let node = node(1000, 1024);
         let held = node.admit(demand(1000, 1024), PLENTY).unwrap();
         assert_eq!(node.free(), Capacity { cpu: MilliCpu(0), memory: Mib(0) });
+        drop(held);
+        assert_eq!(node.free(), node.limits());
+    }
+
+    #[test]
+    fn what_runs_already_is_taken_again_over_the_limits_and_comes_back() {
+        let node = node(1000, 1024);
+        let held = node.take_again(demand(4000, 4096));
+        assert_eq!(node.free(), Capacity { cpu: MilliCpu(0), memory: Mib(0) });
+        assert!(node.admit(demand(1, 1), PLENTY).is_err());
         drop(held);
         assert_eq!(node.free(), node.limits());
     }

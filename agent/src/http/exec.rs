@@ -21,7 +21,7 @@ use holdfast_api::{
     model::SandboxId,
 };
 use holdfast_store::{Answer as Stored, Begun};
-use holdfast_wire::guest::{Command, Exec, Output};
+use holdfast_wire::guest::{Command, Exec, ExecKey, Keep, Output};
 use log::warn;
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::watch, time::timeout};
@@ -38,6 +38,7 @@ use super::{
 use crate::{
     auth::hex,
     blocking::off_thread,
+    fault::{self, Point},
     sandbox::{ExecError, ExecSession, now_ms},
 };
 
@@ -50,6 +51,10 @@ const SPACE_EVERY: Duration = Duration::from_secs(30);
 
 /// How long a command goes on when its client went away, if the client can come back by request id.
 const COME_BACK: Duration = Duration::from_secs(60);
+
+/// How long a command goes on when the daemon is away, if its client can come back by request id.
+/// The published SDK gives up after 443 s.
+const ALONE_MS_MAX: u32 = 10 * 60 * 1000;
 
 /// Longest answer that is kept in the store, over a restart, in bytes. Longer ones are kept in
 /// memory for a while.
@@ -71,6 +76,7 @@ pub(super) async fn execute(
         user: None,
         stdin: false,
         timeout_ms: None,
+        keep: None,
     };
     let fingerprint = fingerprint(&record.id, &bytes);
     let stage = match &request_id {
@@ -85,6 +91,14 @@ pub(super) async fn execute(
 
 fn fingerprint(id: &SandboxId, body: &[u8]) -> String {
     format!("executeShellCommand {id} {}", hex(&Sha256::digest(body)))
+}
+
+/// What the guest knows the command of a call by: found again by the call's repetition alone.
+fn key(request_id: &str, fingerprint: &str) -> ExecKey {
+    let digest = Sha256::digest(format!("{fingerprint} {request_id}"));
+    let mut key = [0; 16];
+    key.copy_from_slice(&digest[..16]);
+    ExecKey(key)
 }
 
 /// Lets the command run by itself: the client may hang up and come back.
@@ -111,26 +125,55 @@ struct Work {
     fingerprint: String,
 }
 
+/// What the store says of a call.
+enum Known {
+    /// Nothing: carry it out.
+    New,
+    /// An earlier process began it.
+    Begun,
+    /// An earlier process carried it out.
+    Answered(Bytes),
+}
+
 impl Work {
     async fn carry_out(self, exec: Exec) {
-        match self.may_begin().await {
-            Ok(None) => {}
-            Ok(Some(known)) => return self.keep(Ok(known)),
+        let known = match self.begin().await {
+            Ok(Known::Answered(answer)) => return self.keep(Ok(answer)),
+            Ok(known) => known,
             Err(refused) => {
                 return self.app.calls.give_up(self.request_id.as_deref(), &self.call, refused);
             }
-        }
+        };
         let Ok(_slot) = self.app.calls.slots.try_acquire() else {
             let message = "too many commands are at work";
             let busy = Problem::new(Code::TooManyCalls, message, "wait until one of them ends");
-            return self.did_nothing(busy).await;
+            return match known {
+                Known::Begun => self.try_later(busy),
+                _ => self.did_nothing(busy).await,
+            };
         };
+        let session = match known {
+            Known::Begun => self.find_again().await,
+            _ => self.start(exec).await,
+        };
+        let Some(mut session) = session else { return };
+        fault::at(Point::ExecStarted);
+        self.call.is_running();
+        let outcome = self.follow(&mut session).await;
+        fault::at(Point::ExecEnded);
+        self.done(outcome).await;
+        fault::at(Point::ExecAnswered);
+        if session.kept() {
+            session.dismiss().await;
+        }
+    }
+
+    /// `None`: it could not begin, and that is answered.
+    async fn start(&self, mut exec: Exec) -> Option<ExecSession> {
+        exec.keep = self.key().map(|key| Keep { key, alone_ms_max: ALONE_MS_MAX });
+        fault::at(Point::ExecBegun);
         match self.app.registry.exec(&self.sandbox, exec).await {
-            Ok(session) => {
-                self.call.is_running();
-                let outcome = self.follow(session).await;
-                self.done(outcome).await;
-            }
+            Ok(session) => return Some(session),
             Err(error) => {
                 let problem = Problem::of_exec(&error);
                 match error {
@@ -140,31 +183,48 @@ impl Work {
                 }
             }
         }
+        None
     }
 
-    /// Marks the call begun in the store, if it has an id. An answer is what came of it when it was
-    /// carried out by an earlier process.
-    async fn may_begin(&self) -> Result<Option<Bytes>, Problem> {
-        let Some(id) = self.request_id.clone() else { return Ok(None) };
+    /// Finds the command that an earlier process began. `None`: it is not there, and that is
+    /// answered.
+    async fn find_again(&self) -> Option<ExecSession> {
+        let unknown = || unknown("the command was begun before, and nobody knows what came of it");
+        let Some(key) = self.key() else {
+            self.try_later(unknown());
+            return None;
+        };
+        match self.app.registry.attach(&self.sandbox, key, 0).await {
+            Ok(session) => return Some(session),
+            Err(ExecError::Refused(_)) => self.try_later(unknown()),
+            // The guest does not answer now; it may know.
+            Err(error) => self.try_later(Problem::of_attach(&error)),
+        }
+        None
+    }
+
+    fn key(&self) -> Option<ExecKey> {
+        self.request_id.as_deref().map(|id| key(id, &self.fingerprint))
+    }
+
+    /// Marks the call begun in the store, if it has an id.
+    async fn begin(&self) -> Result<Known, Problem> {
+        let Some(id) = self.request_id.clone() else { return Ok(Known::New) };
         let (store, fingerprint) = (Arc::clone(&self.app.store), self.fingerprint.clone());
         let begun = off_thread(move || store.begin_operation(&id, &fingerprint, now_ms())).await?;
-        let unknown = |message: &str| {
-            let hint = "look into the sandbox before you run the command again";
-            Err(Problem::new(Code::OutcomeUnknown, message, hint))
-        };
         match begun {
-            Begun::New => Ok(None),
+            Begun::New => Ok(Known::New),
             Begun::OtherCall => Err(reused()),
-            Begun::Unfinished => {
-                unknown("the command was begun before, and nobody knows what came of it")
+            Begun::Unfinished => Ok(Known::Begun),
+            Begun::Finished(stored) if stored.status == 200 => {
+                Ok(Known::Answered(stored.body.into()))
             }
-            Begun::Finished(stored) if stored.status == 200 => Ok(Some(stored.body.into())),
-            Begun::Finished(stored) => unknown(&stored.body),
+            Begun::Finished(stored) => Err(unknown(&stored.body)),
         }
     }
 
     /// Reads the output until the command ends.
-    async fn follow(&self, mut session: ExecSession) -> Outcome {
+    async fn follow(&self, session: &mut ExecSession) -> Outcome {
         let grace = if self.request_id.is_some() { COME_BACK } else { Duration::ZERO };
         let mut abandoned = std::pin::pin!(self.call.abandoned(grace));
         let mut output = CommandOutput::new(&self.app.output_budget);
@@ -179,6 +239,8 @@ impl Work {
             match next {
                 Some(Output::Stdout(data)) => output.push_stdout(&data),
                 Some(Output::Stderr(data)) => output.push_stderr(&data),
+                Some(Output::Gap { bytes }) => output.missed(bytes),
+                Some(Output::Taken { .. }) => {}
                 Some(Output::Exited(exited)) => break exited,
                 Some(Output::Failed(failure)) => {
                     return Err(Problem::of_exec(&ExecError::Refused(failure)));
@@ -208,6 +270,11 @@ impl Work {
         self.app.calls.answer(self.request_id.as_deref(), &self.call, outcome, Instant::now());
     }
 
+    /// Forgets the call here; the store still has it begun, so that its repetition looks again.
+    fn try_later(&self, problem: Problem) {
+        self.app.calls.give_up(self.request_id.as_deref(), &self.call, problem);
+    }
+
     async fn did_nothing(&self, problem: Problem) {
         if let Some(id) = self.request_id.clone() {
             let store = Arc::clone(&self.app.store);
@@ -217,6 +284,11 @@ impl Work {
         }
         self.app.calls.give_up(self.request_id.as_deref(), &self.call, problem);
     }
+}
+
+fn unknown(message: &str) -> Problem {
+    let hint = "look into the sandbox before you run the command again";
+    Problem::new(Code::OutcomeUnknown, message, hint)
 }
 
 /// What the store keeps of an outcome.

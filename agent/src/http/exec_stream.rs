@@ -16,13 +16,13 @@ use holdfast_api::{
     decode::decode,
     model::SandboxId,
     stream::{
-        ClientMessage, Command, MESSAGE_BYTES_MAX, ServerMessage, Start, Stream, data_frame,
-        split_data_frame,
+        ClientMessage, Command, LINGER_MS_DEFAULT, MESSAGE_BYTES_MAX, ServerMessage, Start, Stream,
+        data_frame, split_data_frame,
     },
 };
 use holdfast_wire::{
     frame::CHUNK_BYTES_MAX,
-    guest::{self, Exec, Exited, Input, Output},
+    guest::{self, Exec, ExecKey, Exited, Input, Keep, Output},
 };
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -31,6 +31,9 @@ use crate::sandbox::{ExecError, ExecInput, ExecOutput, ExecSession};
 
 /// How long a client may take to say what to run.
 const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a client may take to say that it has the end of a kept command.
+const COLLECT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often the client is pinged: a connection whose other end is gone fails by it.
 const PING_EVERY: Duration = Duration::from_secs(30);
@@ -59,22 +62,34 @@ async fn serve(app: &App, sandbox: &SandboxId, mut socket: WebSocket) {
         Err(problem) => return drop(end(socket, &failed(&problem)).await),
     };
     let (mut to_client, from_client) = socket.split();
-    let (output, input) = (session.pid(), session.split());
-    let started = ServerMessage::Started { pid: output };
+    let kept = session.kept();
+    let started =
+        ServerMessage::Started { pid: session.pid(), kept, stdin_taken: session.stdin_taken() };
     if send_text(&mut to_client, &started).await.is_err() {
         return;
     }
-    let (output, input) = input;
-    // Whichever ends first ends both; dropping the session's halves kills a command that runs.
-    let last = tokio::select! {
-        last = downstream(output, &mut to_client) => last,
-        problem = upstream(from_client, input) => problem.map(|problem| failed(&problem)),
+    let (output, input) = session.split();
+    let mut hearing = std::pin::pin!(upstream(from_client, input));
+    // Whichever ends first ends both; dropping the session's halves kills a command that runs and
+    // is not kept.
+    let (last, collects) = tokio::select! {
+        last = downstream(output, &mut to_client) => (last, kept),
+        problem = &mut hearing => (problem.map(|problem| failed(&problem)), false),
+        () = app.halt.cancelled() => {
+            // The client finds the command again at the daemon's successor.
+            let _ = to_client.send(Message::Close(Some(restart()))).await;
+            return;
+        }
     };
-    if let Some(last) = last
-        && send_text(&mut to_client, &last).await.is_ok()
-    {
-        let _ = to_client.send(Message::Close(Some(bye()))).await;
+    let Some(last) = last else { return };
+    if send_text(&mut to_client, &last).await.is_err() {
+        return;
     }
+    if collects {
+        // A client that does not say it finds the end again for a while.
+        let _ = timeout(COLLECT_PATIENCE, hearing).await;
+    }
+    let _ = to_client.send(Message::Close(Some(bye()))).await;
 }
 
 /// Hears what to run, and runs it.
@@ -86,10 +101,18 @@ async fn begin(
     let silent = || Problem::invalid("the first message must be a text that says what to run");
     let first = timeout(START_PATIENCE, socket.recv()).await.map_err(|_| silent())?;
     let Some(Ok(Message::Text(text))) = first else { return Err(silent()) };
-    let ClientMessage::Start(start) = decode(text.as_bytes())? else { return Err(silent()) };
-    start.check()?;
-    let session = app.registry.exec(sandbox, of_start(start)).await;
-    session.map_err(|error| Problem::of_exec(&error))
+    match decode(text.as_bytes())? {
+        ClientMessage::Start(start) => {
+            start.check()?;
+            let session = app.registry.exec(sandbox, of_start(start)).await;
+            session.map_err(|error| Problem::of_exec(&error))
+        }
+        ClientMessage::Attach { id, from } => {
+            let session = app.registry.attach(sandbox, ExecKey(id.bytes()), from).await;
+            session.map_err(|error| Problem::of_attach(&error))
+        }
+        _ => Err(silent()),
+    }
 }
 
 fn of_start(start: Start) -> Exec {
@@ -98,8 +121,12 @@ fn of_start(start: Start) -> Exec {
         Command::Shell(text) => guest::Command::Shell(text),
         Command::Entrypoint(arguments) => guest::Command::Entrypoint(arguments),
     };
-    let Start { env, cwd, user, stdin, timeout_ms, .. } = start;
-    Exec { command, env, cwd, user, stdin, timeout_ms }
+    let Start { env, cwd, user, stdin, timeout_ms, id, linger_ms, .. } = start;
+    let keep = id.map(|id| Keep {
+        key: ExecKey(id.bytes()),
+        alone_ms_max: linger_ms.unwrap_or(LINGER_MS_DEFAULT),
+    });
+    Exec { command, env, cwd, user, stdin, timeout_ms, keep }
 }
 
 /// The command's output to the client, to its end. `None`: the client is gone.
@@ -120,6 +147,14 @@ async fn downstream(
         let frame = match next {
             Ok(Some(Output::Stdout(data))) => data_frame(Stream::Stdout, &data),
             Ok(Some(Output::Stderr(data))) => data_frame(Stream::Stderr, &data),
+            Ok(Some(Output::Gap { bytes })) => {
+                send_text(client, &ServerMessage::Gap { bytes }).await.ok()?;
+                continue;
+            }
+            Ok(Some(Output::Taken { stdin })) => {
+                send_text(client, &ServerMessage::StdinTaken { bytes: stdin }).await.ok()?;
+                continue;
+            }
             Ok(Some(Output::Exited(exited))) => return Some(of_exited(exited)),
             Ok(Some(Output::Failed(failure))) => {
                 return Some(failed(&Problem::of_exec(&ExecError::Refused(failure))));
@@ -134,8 +169,8 @@ async fn downstream(
     }
 }
 
-/// The client's messages to the command, until the client goes or makes a mistake. Never ends while
-/// the client is there: the command's end is told by [`downstream`].
+/// The client's messages to the command, until the client goes, makes a mistake or has all it
+/// wanted: the command's end is told by [`downstream`].
 async fn upstream(mut client: SplitStream<WebSocket>, mut input: ExecInput) -> Option<Problem> {
     let mut reads = true;
     while let Some(Ok(message)) = client.next().await {
@@ -150,7 +185,12 @@ async fn upstream(mut client: SplitStream<WebSocket>, mut input: ExecInput) -> O
             Message::Text(text) => match decode(text.as_bytes()) {
                 Ok(ClientMessage::Signal { signal }) => vec![Input::Signal(signal)],
                 Ok(ClientMessage::StdinEnd) => vec![Input::End],
-                Ok(ClientMessage::Start(_)) => {
+                Ok(ClientMessage::Kill) => vec![Input::Kill],
+                Ok(ClientMessage::Collect) => {
+                    let _ = input.send(&Input::Collect).await;
+                    return None;
+                }
+                Ok(ClientMessage::Start(_) | ClientMessage::Attach { .. }) => {
                     return Some(Problem::invalid("a connection runs one command"));
                 }
                 Err(error) => return Some(error.into()),
@@ -186,6 +226,10 @@ async fn end(mut socket: WebSocket, last: &ServerMessage) -> Result<(), axum::Er
 
 fn bye() -> CloseFrame {
     CloseFrame { code: close_code::NORMAL, reason: "".into() }
+}
+
+fn restart() -> CloseFrame {
+    CloseFrame { code: close_code::RESTART, reason: "the daemon is being restarted".into() }
 }
 
 async fn send_text(

@@ -28,6 +28,7 @@ use std::{
 use holdfast_api::model::GroupKey;
 use holdfast_store::Store;
 use tokio::sync::{Mutex, RwLock, RwLockReadGuard};
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::{calls::Calls, groups::default_group, output::Budget, router::router};
 use self::{problem::Problem, request::no_group};
@@ -55,6 +56,8 @@ pub(crate) struct App {
     /// Held while something is made in a group. Writing: the deletion of a group.
     pub(crate) making: RwLock<()>,
     pub(crate) stopping: AtomicBool,
+    /// Set when streams are to be let go of: the daemon stops, and kept commands go on.
+    pub(crate) halt: CancellationToken,
     pub(crate) started: Instant,
 }
 

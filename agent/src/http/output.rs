@@ -86,11 +86,13 @@ impl Kept {
 pub(super) struct CommandOutput {
     stdout: Kept,
     stderr: Kept,
+    /// Bytes of either stream that nobody kept.
+    missed: u64,
 }
 
 impl CommandOutput {
     pub(super) fn new(budget: &Arc<Budget>) -> Self {
-        Self { stdout: Kept::new(budget), stderr: Kept::new(budget) }
+        Self { stdout: Kept::new(budget), stderr: Kept::new(budget), missed: 0 }
     }
 
     pub(super) fn push_stdout(&mut self, data: &[u8]) {
@@ -99,6 +101,11 @@ impl CommandOutput {
 
     pub(super) fn push_stderr(&mut self, data: &[u8]) {
         self.stderr.push(data);
+    }
+
+    /// Output was overwritten while the daemon was away.
+    pub(super) fn missed(&mut self, bytes: u64) {
+        self.missed += bytes;
     }
 
     /// The answer's JSON. Works through megabytes: not for an async thread.
@@ -111,6 +118,11 @@ impl CommandOutput {
         let mut stderr = self.stderr.text();
         stderr.push_str(&self.stdout.note("stdout"));
         stderr.push_str(&self.stderr.note("stderr"));
+        if self.missed > 0 {
+            let missed = self.missed;
+            let note = "bytes of output were lost while the node's agent was away";
+            stderr.push_str(&format!("\nholdfast: {missed} {note}\n"));
+        }
         stderr.push_str(end);
         result(&ExecuteResult { exit_code, stdout: self.stdout.text(), stderr })
     }

@@ -53,6 +53,11 @@ impl Problem {
         Self::of_guest(error, Code::CommandNotRun, Code::CommandNotRun)
     }
 
+    /// The same, when it was asked for a command that was started before.
+    pub(super) fn of_attach(error: &ExecError) -> Self {
+        Self::of_guest(error, Code::ExecNotFound, Code::InvalidRequest)
+    }
+
     /// The same, when it was asked to read or write a file.
     pub(super) fn of_file(error: &ExecError) -> Self {
         Self::of_guest(error, Code::FileNotFound, Code::FileRefused)
@@ -65,6 +70,7 @@ impl Problem {
             ExecError::Refused(Failure { kind, .. }) => match kind {
                 FailureKind::NotFound => not_found,
                 FailureKind::Denied | FailureKind::Invalid | FailureKind::Exhausted => refused,
+                FailureKind::Exists => Code::ExecIdReused,
                 FailureKind::WrongState | FailureKind::Internal => Code::GuestNotAnswering,
             },
             ExecError::Guest(_) => Code::GuestNotAnswering,

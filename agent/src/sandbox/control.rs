@@ -5,7 +5,7 @@ use std::{collections::VecDeque, io, path::Path, time::Duration};
 use holdfast_wire::{
     WIRE_VERSION,
     frame::FrameError,
-    vmm::{Event, Reply, ToAgent, ToVmm},
+    vmm::{Event, Phase, Reply, ToAgent, ToVmm},
 };
 use tokio::{
     io::AsyncRead,
@@ -51,10 +51,11 @@ pub(super) struct Control {
     asks: mpsc::Sender<Ask>,
 }
 
-/// Connects and says hello. The receiver ends when the VMM closes the connection.
+/// Connects and says hello. The receiver ends when the VMM closes the connection. The phase is that
+/// of a VMM that may have been started long ago.
 pub(super) async fn connect(
     socket: &Path,
-) -> Result<(Control, mpsc::Receiver<Event>), ControlError> {
+) -> Result<(Control, mpsc::Receiver<Event>, Phase), ControlError> {
     let stream = UnixStream::connect(socket).await.map_err(ControlError::Connect)?;
     let (asks, inbox) = mpsc::channel(PENDING_MAX);
     let (events, received) = mpsc::channel(EVENTS_MAX);
@@ -66,13 +67,22 @@ pub(super) async fn connect(
     });
     let control = Control { asks };
     match control.ask(ToVmm::Hello { version: WIRE_VERSION }).await? {
-        Reply::Hello { version: WIRE_VERSION, .. } => Ok((control, received)),
+        Reply::Hello { version: WIRE_VERSION, phase } => Ok((control, received, phase)),
         Reply::Hello { version, .. } => Err(ControlError::Version { found: version }),
         other => Err(ControlError::Unexpected { got: format!("{other:?}"), wanted: "Hello" }),
     }
 }
 
 impl Control {
+    /// Asks for what is answered by Done or a refusal.
+    pub(super) async fn demand(&self, message: ToVmm) -> Result<Result<(), String>, ControlError> {
+        match self.ask(message).await? {
+            Reply::Done => Ok(Ok(())),
+            Reply::Refused { reason } => Ok(Err(reason)),
+            other => Err(ControlError::Unexpected { got: format!("{other:?}"), wanted: "Done" }),
+        }
+    }
+
     pub(super) async fn ask(&self, message: ToVmm) -> Result<Reply, ControlError> {
         let (answer, reply) = oneshot::channel();
         let asked = async {

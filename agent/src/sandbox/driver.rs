@@ -10,7 +10,7 @@ use std::{
 use holdfast_jail::{CgroupTree, Jailer};
 use holdfast_model::{Event, State};
 use holdfast_scheduler::Reservation;
-use holdfast_store::{SandboxRecord, Store};
+use holdfast_store::{Intent, Operation, SandboxRecord, Step, Store, StoreError};
 use holdfast_wire::vmm::{self, Exit, Reply, ToVmm};
 use log::{info, warn};
 use tokio::{
@@ -23,7 +23,7 @@ use super::{
     control::Control,
     disk::Disks,
     guest::GuestLink,
-    launch::{self, BootError, Booted, Machine, ms_since},
+    launch::{self, BootError, Booted, Lent, Machine, ms_since},
     limits::IoPolicy,
     uid::Uids,
 };
@@ -31,6 +31,7 @@ use crate::{
     blocking::off_thread,
     config::Smt,
     error_chain::error_chain,
+    fault::{self, Point},
     images::{Images, Located},
     metrics::{End, Metrics},
 };
@@ -76,8 +77,17 @@ pub(super) struct Node {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ask {
     Delete,
-    /// The agent stops: end the microVM in good order.
-    Stop,
+    /// The agent stops.
+    Stop(Ending),
+}
+
+/// What a stop of the agent does to microVMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// They go on, for the next agent. One that is being made is made anew by it.
+    Detach,
+    /// The node is shut down: they are powered off in good order.
+    PowerOff,
 }
 
 /// What is known of a sandbox outside its driver.
@@ -105,11 +115,7 @@ pub(super) struct Live {
 impl Live {
     /// Asks the VMM for its counters and adds what is new to the metrics.
     pub(super) async fn count(&self, metrics: &Metrics) {
-        let Ok(Ok(Reply::Stats(now))) =
-            timeout(COUNT_PATIENCE, self.control.ask(ToVmm::Stats)).await
-        else {
-            return;
-        };
+        let Some(now) = stats(&self.control).await else { return };
         // Counters are only read and replaced under the lock.
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         metrics.counted(&counted, &now);
@@ -117,10 +123,29 @@ impl Live {
     }
 }
 
+/// A VMM's counters, if it tells them in time.
+async fn stats(control: &Control) -> Option<vmm::Stats> {
+    match timeout(COUNT_PATIENCE, control.ask(ToVmm::Stats)).await {
+        Ok(Ok(Reply::Stats(stats))) => Some(stats),
+        _ => None,
+    }
+}
+
+/// How a driver begins.
+pub(super) enum Beginning {
+    Launch(Box<Launch>),
+    /// Its machine runs already.
+    TakeOver(Box<Machine>),
+    /// The sandbox only waits to be deleted.
+    Wait,
+}
+
 /// What a launch needs besides the record.
 pub(super) struct Launch {
     pub(super) image: Located,
     pub(super) reservation: Reservation,
+    /// What the journal says of it.
+    pub(super) intent: Intent,
 }
 
 pub(super) struct Driver {
@@ -141,17 +166,17 @@ impl Driver {
         (Self { node, record, inbox, status }, watched)
     }
 
-    /// Runs until the sandbox is gone or the agent stops. Without a launch the sandbox only waits
-    /// to be deleted.
-    pub(super) async fn run(mut self, launch: Option<Launch>) {
-        let mut ask = match launch {
-            Some(launch) => self.live(launch).await,
-            None => None,
+    /// Runs until the sandbox is gone or the agent stops.
+    pub(super) async fn run(mut self, beginning: Beginning) {
+        let mut ask = match beginning {
+            Beginning::Launch(launch) => self.live(*launch).await,
+            Beginning::TakeOver(machine) => self.take_over(*machine).await,
+            Beginning::Wait => None,
         };
         loop {
             match ask {
                 Some(Ask::Delete) if self.delete().await => return,
-                Some(Ask::Stop) => return,
+                Some(Ask::Stop(_)) => return,
                 Some(Ask::Delete) | None => {}
             }
             let Some(next) = self.inbox.recv().await else { return };
@@ -170,11 +195,15 @@ impl Driver {
         };
         let mut phases = BootPhases { turn_ms: ms_since(began), ..BootPhases::default() };
         let began = Instant::now();
-        let image = Arc::new(launch.image);
+        let Launch { image, reservation, intent } = launch;
+        let image = Arc::new(image);
+        let lent = Lent { uid: node.uids.lease(), reservation };
+        self.record.uid = Some(lent.uid.uid());
+        self.note(Intent { step: Step::Lending, ..intent }).await;
         let prepared = {
             let (node, record) = (Arc::clone(&self.node), self.record.clone());
             let image = Arc::clone(&image);
-            off_thread(move || Machine::prepare(&node, &record, &image, launch.reservation)).await
+            off_thread(move || Machine::prepare(&node, &record, &image, lent)).await
         };
         phases.prepare_ms = ms_since(began);
         let mut machine = match prepared {
@@ -193,13 +222,50 @@ impl Driver {
             Booting::Failed => None,
             Booting::Asked(ask) => Some(ask),
         };
+        self.part(machine, ask).await;
+        ask
+    }
+
+    /// From the machine of an earlier agent to its end.
+    async fn take_over(&mut self, mut machine: Machine) -> Option<Ask> {
+        let ask = match machine.connect().await {
+            Ok(booted) => self.serve(&mut machine, booted, BootPhases::default()).await,
+            Err(error) => {
+                // A VMM that is just ending does not answer either.
+                let reason = match timeout(SECOND_SIGN_PATIENCE, machine.ended()).await {
+                    Ok(_) => {
+                        let (end, reason) = machine.post_mortem(None);
+                        self.node.metrics.ended(end);
+                        format!("while the agent was away {reason}")
+                    }
+                    Err(_) => {
+                        format!("the microVM cannot be taken over: {}", error_chain(&error))
+                    }
+                };
+                self.lose(&machine, reason).await;
+                None
+            }
+        };
+        self.part(machine, ask).await;
+        ask
+    }
+
+    /// Gives the machine back, or leaves it to the next agent.
+    async fn part(&mut self, machine: Machine, ask: Option<Ask>) {
         if ask == Some(Ask::Delete) {
             // Durable before anything is taken apart: a crash from here on ends in its deletion.
             self.change(Event::Delete, None).await;
+            fault::at(Point::DeleteAccepted);
         }
         self.status.send_modify(|status| status.live = None);
+        if ask == Some(Ask::Stop(Ending::Detach)) && self.record.state == State::Running {
+            machine.detach();
+            return;
+        }
         off_thread(move || drop(machine)).await;
-        ask
+        if ask == Some(Ask::Delete) {
+            fault::at(Point::DeleteKilled);
+        }
     }
 
     async fn boot(
@@ -231,9 +297,9 @@ impl Driver {
 
     /// An ask came before the sandbox ran.
     async fn not_launched(&mut self, ask: Option<Ask>) -> Ask {
-        let ask = ask.unwrap_or(Ask::Stop);
-        if ask == Ask::Stop {
-            self.fail("the agent was stopped while the sandbox was being made").await;
+        let ask = ask.unwrap_or(Ask::Stop(Ending::Detach));
+        if ask == Ask::Stop(Ending::PowerOff) {
+            self.fail("the node was shut down while the sandbox was being made").await;
         }
         ask
     }
@@ -247,23 +313,36 @@ impl Driver {
     ) -> Option<Ask> {
         let Booted { control, mut events, guest } = booted;
         let node = Arc::clone(&self.node);
+        let taken_over = self.record.state == State::Running;
+        // What an earlier agent has counted, this one does not count again.
+        let counted = if taken_over {
+            stats(&control).await.unwrap_or_default()
+        } else {
+            vmm::Stats::default()
+        };
         let live = Arc::new(Live {
             control,
             guest: guest.clone(),
             vmm_pid: machine.vmm_pid(),
             cgroup: machine.cgroup_path().to_owned(),
             phases,
-            counted: Mutex::default(),
+            counted: Mutex::new(counted),
         });
-        node.metrics.booted(&phases);
         // In this order: whoever sees Running must find the way in.
         self.status.send_modify(|status| status.live = Some(Arc::clone(&live)));
-        self.change(Event::GuestReady, None).await;
-        info!(
-            id:% = self.record.id, vmm_pid = machine.vmm_pid(), turn_ms = phases.turn_ms, prepare_ms = phases.prepare_ms,
-            spawn_ms = phases.spawn_ms, boot_ms = phases.boot_ms, start_ms = phases.start_ms;
-            "sandbox runs"
-        );
+        if taken_over {
+            info!(id:% = self.record.id, vmm_pid = machine.vmm_pid(); "sandbox taken over");
+        } else {
+            self.change(Event::GuestReady, None).await;
+            fault::at(Point::CreateRunning);
+            node.metrics.booted(&phases);
+            info!(
+                id:% = self.record.id, vmm_pid = machine.vmm_pid(), turn_ms = phases.turn_ms,
+                prepare_ms = phases.prepare_ms, spawn_ms = phases.spawn_ms,
+                boot_ms = phases.boot_ms, start_ms = phases.start_ms;
+                "sandbox runs"
+            );
+        }
         loop {
             tokio::select! {
                 ask = self.inbox.recv() => match ask {
@@ -272,11 +351,14 @@ impl Driver {
                         node.metrics.ended(End::Deleted);
                         return Some(Ask::Delete);
                     }
-                    Some(Ask::Stop) | None => {
+                    Some(Ask::Stop(Ending::PowerOff)) => {
                         live.count(&node.metrics).await;
                         node.metrics.ended(End::AgentStopped);
-                        self.stop(machine, &guest).await;
-                        return Some(Ask::Stop);
+                        self.power_off(machine, &guest).await;
+                        return Some(Ask::Stop(Ending::PowerOff));
+                    }
+                    Some(Ask::Stop(Ending::Detach)) | None => {
+                        return Some(Ask::Stop(Ending::Detach));
                     }
                 },
                 event = events.recv() => match event {
@@ -318,8 +400,8 @@ impl Driver {
         self.fail(reason).await;
     }
 
-    /// Powers the guest off in good order, for the agent stops.
-    async fn stop(&mut self, machine: &Machine, guest: &GuestLink) {
+    /// Powers the guest off in good order, for the node is shut down.
+    async fn power_off(&mut self, machine: &Machine, guest: &GuestLink) {
         let off = async {
             if let Err(error) = guest.power_off(STOP_GRACE).await {
                 warn!(id:% = self.record.id, error:%; "the guest does not power off");
@@ -329,7 +411,7 @@ impl Driver {
         };
         let in_order = timeout(STOP_GRACE + STOP_PATIENCE, off).await.is_ok();
         let how = if in_order { "was powered off" } else { "was ended" };
-        self.fail(format!("the agent was stopped, and the microVM {how} with it")).await;
+        self.fail(format!("the node was shut down, and the microVM {how} with it")).await;
     }
 
     async fn fail(&mut self, reason: impl Into<String>) {
@@ -353,10 +435,12 @@ impl Driver {
         }
         self.record.state = to;
         self.record.failure = failure;
-        let (store, record) = (Arc::clone(&self.node.store), self.record.clone());
-        if let Err(error) = off_thread(move || store.put_sandbox(&record)).await {
-            // The move stands: it happened. A restart finds the state before it and repairs that.
-            warn!(id:% = self.record.id, error:% = error_chain(&error); "state not stored");
+        if to == State::Deleting {
+            self.note(Intent::new(&self.record.id, Operation::Delete)).await;
+        } else {
+            let (store, record) = (Arc::clone(&self.node.store), self.record.clone());
+            let stored = off_thread(move || store.put_sandbox(&record)).await;
+            self.doubt(stored);
         }
         self.status.send_modify(|status| {
             status.state = to;
@@ -366,13 +450,32 @@ impl Driver {
         });
     }
 
+    /// Writes the record, and that something is under way about it.
+    async fn note(&self, intent: Intent) {
+        let (store, record) = (Arc::clone(&self.node.store), self.record.clone());
+        let stored = off_thread(move || store.put_intent(&record, &intent)).await;
+        self.doubt(stored);
+    }
+
+    fn doubt(&self, stored: Result<(), StoreError>) {
+        if let Err(error) = stored {
+            // The move stands: it happened. A restart finds the state before it and repairs that.
+            warn!(id:% = self.record.id, error:% = error_chain(&error); "state not stored");
+        }
+    }
+
     /// Whether nothing is left. If something is, the next ask tries again.
     async fn delete(&mut self) -> bool {
         self.change(Event::Delete, None).await;
+        let intent = Intent::new(&self.record.id, Operation::Delete);
+        self.note(Intent { step: Step::Removing, ..intent }).await;
         let (node, id) = (Arc::clone(&self.node), self.record.id.clone());
         let removed = off_thread(move || {
             node.disks.remove(&id).map_err(|error| error_chain(&error))?;
-            node.store.remove_sandbox(&id).map_err(|error| error_chain(&error))
+            fault::at(Point::DeleteDisk);
+            let removed = node.store.remove_sandbox(&id).map_err(|error| error_chain(&error));
+            fault::at(Point::DeleteGone);
+            removed
         });
         match removed.await {
             Ok(_) => {

@@ -11,7 +11,7 @@ use bytes::BytesMut;
 use holdfast_wire::{
     WIRE_VERSION,
     frame::CHUNK_BYTES_MAX,
-    guest::{Call, Exec, Info, Input, Output, RPC_PORT, Request, Start},
+    guest::{Call, Exec, ExecKey, Info, Input, Output, RPC_PORT, Request, Start},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
@@ -22,9 +22,10 @@ use tokio::{
 use super::{ExecError, GuestError};
 use crate::frames::{Frames, send};
 
-/// How long a guest may take to accept a connection and to begin an answer. Its CPU may be held to
+/// How long a guest may take to accept a connection, to begin an answer, and to take a piece of a
+/// file. Its CPU may be held to
 /// a quarter, on an emulated machine, while others boot beside it.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Longest `OK <port>\n`: a `u32` has ten digits.
 const GREETING_BYTES_MAX: usize = 16;
@@ -72,15 +73,12 @@ impl GuestLink {
 
     /// Starts a command. An answer means that it runs.
     pub(super) async fn exec(&self, exec: Exec) -> Result<ExecSession, ExecError> {
-        let mut exchange = self.call(Call::Exec(exec)).await?;
-        match exchange.first().await? {
-            Output::Started { pid } => Ok(ExecSession {
-                pid,
-                output: ExecOutput { frames: exchange.output, ended: false },
-                input: ExecInput { input: exchange.input },
-            }),
-            other => Err(unexpected(other, "Started")),
-        }
+        self.call(Call::Exec(exec)).await?.session().await
+    }
+
+    /// Goes on with a kept command, from byte `from` of its output on.
+    pub(super) async fn attach(&self, key: ExecKey, from: u64) -> Result<ExecSession, ExecError> {
+        self.call(Call::Attach { key, from }).await?.session().await
     }
 
     pub(super) async fn read_file(&self, path: String) -> Result<FileReader, ExecError> {
@@ -118,12 +116,12 @@ impl GuestLink {
                 tokio::select! {
                     biased;
                     answer = exchange.output.next() => return finished(answer.map_err(GuestError::from)?),
-                    sent = send(&mut exchange.input, &piece) => sent.map_err(GuestError::from)?,
+                    sent = patiently(async { Ok(send(&mut exchange.input, &piece).await?) }) => sent?,
                 }
             }
             chunk = BytesMut::with_capacity(CHUNK_BYTES_MAX);
         }
-        send(&mut exchange.input, &Input::End).await.map_err(GuestError::from)?;
+        patiently(async { Ok(send(&mut exchange.input, &Input::End).await?) }).await?;
         exchange.done().await
     }
 }
@@ -145,6 +143,19 @@ impl Exchange {
         }
     }
 
+    async fn session(mut self) -> Result<ExecSession, ExecError> {
+        match self.first().await? {
+            Output::Started { pid, kept, stdin_taken } => Ok(ExecSession {
+                pid,
+                kept,
+                stdin_taken,
+                output: ExecOutput { frames: self.output, ended: false },
+                input: ExecInput { input: self.input },
+            }),
+            other => Err(unexpected(other, "Started")),
+        }
+    }
+
     async fn done(mut self) -> Result<(), ExecError> {
         match self.first().await? {
             Output::Done => Ok(()),
@@ -162,10 +173,12 @@ fn finished(answer: Option<Output>) -> Result<(), ExecError> {
     }
 }
 
-/// A command that runs in a sandbox. Dropping it kills the command.
+/// A command that runs in a sandbox. Dropping it kills the command, if it is not kept.
 #[derive(Debug)]
 pub struct ExecSession {
     pid: u32,
+    kept: bool,
+    stdin_taken: u64,
     output: ExecOutput,
     input: ExecInput,
 }
@@ -176,7 +189,29 @@ impl ExecSession {
         self.pid
     }
 
-    /// The two directions apart, for two tasks. The command is killed when both are dropped.
+    /// Whether it outlives this session, and can be attached to.
+    pub fn kept(&self) -> bool {
+        self.kept
+    }
+
+    /// Bytes of stdin that earlier sessions brought to it.
+    pub fn stdin_taken(&self) -> u64 {
+        self.stdin_taken
+    }
+
+    /// Has a kept command forgotten. One that runs is killed first.
+    pub async fn dismiss(mut self) {
+        let dismissed = async {
+            self.send(&Input::Kill).await?;
+            while self.next().await?.is_some() {}
+            self.send(&Input::Collect).await
+        };
+        // A guest that does not do it in time forgets the command later by itself.
+        let _ = timeout(ANSWER_PATIENCE, dismissed).await;
+    }
+
+    /// The two directions apart, for two tasks. The command is killed when both are dropped, if it
+    /// is not kept.
     pub fn split(self) -> (ExecOutput, ExecInput) {
         (self.output, self.input)
     }
@@ -201,8 +236,8 @@ pub struct ExecOutput {
 }
 
 impl ExecOutput {
-    /// The next of Stdout, Stderr, then one Exited or Failed. `None` after that. Cancelling the
-    /// call loses nothing.
+    /// The next of Stdout, Stderr, of a kept command Gap and Taken too, then one Exited or Failed.
+    /// `None` after that. Cancelling the call loses nothing.
     pub async fn next(&mut self) -> Result<Option<Output>, GuestError> {
         if self.ended {
             return Ok(None);
@@ -212,7 +247,12 @@ impl ExecOutput {
                 self.ended = true;
                 Ok(Some(last))
             }
-            Some(data @ (Output::Stdout(_) | Output::Stderr(_))) => Ok(Some(data)),
+            Some(
+                data @ (Output::Stdout(_)
+                | Output::Stderr(_)
+                | Output::Gap { .. }
+                | Output::Taken { .. }),
+            ) => Ok(Some(data)),
             Some(other) => Err(GuestError::Unexpected { got: name(&other), wanted: "Stdout" }),
             None => Err(GuestError::Ended),
         }
@@ -304,5 +344,7 @@ fn name(output: &Output) -> &'static str {
         Output::Processes(_) => "Processes",
         Output::Done => "Done",
         Output::Failed(_) => "Failed",
+        Output::Gap { .. } => "Gap",
+        Output::Taken { .. } => "Taken",
     }
 }

@@ -10,14 +10,15 @@ use std::{
 
 use fs_err as fs;
 use holdfast_jail::{
-    Cgroup, Handover, Identity, ProcessLimits, RunFolder, VmmPlan, VmmProcess, guest_memory,
-    keep_cores_apart,
+    Adopted, Cgroup, Handover, Identity, JailError, ProcessLimits, RunFolder, VmmPlan, VmmProcess,
+    guest_memory, keep_cores_apart,
 };
+use holdfast_model::SandboxId;
 use holdfast_scheduler::Reservation;
 use holdfast_store::SandboxRecord;
 use holdfast_wire::{
     WIRE_VERSION, frame,
-    vmm::{Config, CpuTemplate, Disk, Event, Exit, IoLimits, Reply, Segment, Serial, ToVmm},
+    vmm::{Config, CpuTemplate, Disk, Event, Exit, IoLimits, Phase, Segment, Serial, ToVmm},
 };
 use rustix::process::Signal;
 use tokio::{
@@ -34,7 +35,12 @@ use super::{
     limits, settings,
     uid::UidLease,
 };
-use crate::{config::Smt, images::Located, metrics::End};
+use crate::{
+    config::Smt,
+    fault::{self, Point},
+    images::Located,
+    metrics::End,
+};
 
 /// Bytes of serial output kept. The console is quiet: what comes is a panic, and that fits.
 const SERIAL_BYTES_MAX: u64 = 256 * 1024;
@@ -91,6 +97,20 @@ pub(super) struct Machine {
     _reservation: Reservation,
 }
 
+/// What a machine is given that lies in no folder.
+pub(super) struct Lent {
+    pub(super) uid: UidLease,
+    pub(super) reservation: Reservation,
+}
+
+/// What an earlier agent left of a sandbox's machine.
+pub(super) enum Found {
+    Running(Box<Machine>),
+    /// Its VMM has ended, in words.
+    Ended(End, String),
+    Nothing,
+}
+
 /// A microVM whose guest serves.
 pub(super) struct Booted {
     pub(super) control: Control,
@@ -104,15 +124,18 @@ impl Machine {
         node: &Node,
         record: &SandboxRecord,
         image: &Located,
-        reservation: Reservation,
+        lent: Lent,
     ) -> Result<Self, LaunchError> {
+        let Lent { uid, reservation } = lent;
         let resources = record.spec.resources;
         let disk = node.disks.create(&record.id, resources.disk).map_err(LaunchError::Disk)?;
-        let uid = node.uids.lease();
+        fault::at(Point::CreateDisk);
         let limits = limits::at_boot(resources, reservation.demand().memory, node.io);
         node.cgroups.prepare()?;
         let cgroup = node.cgroups.create(record.id.as_str(), limits)?;
+        fault::at(Point::CreateCgroup);
         let run = RunFolder::create(&node.run, record.id.as_str())?;
+        fault::at(Point::CreateRunFolder);
 
         let mut handover = Handover::default();
         let memory = guest_memory(resources.memory)?;
@@ -169,7 +192,61 @@ impl Machine {
             // Before the order to boot: nothing of the guest's has run on any core yet.
             keep_cores_apart(process.pid())?;
         }
+        fault::at(Point::CreateSpawned);
         Ok(Self { process, cgroup, run, _uid: uid, _reservation: reservation })
+    }
+
+    /// Takes over what an earlier agent had lent to a sandbox, if its VMM runs still. Blocks.
+    pub(super) fn adopt(
+        node: &Node,
+        id: &SandboxId,
+        lent: impl FnOnce() -> Option<Lent>,
+    ) -> Result<Found, JailError> {
+        let cgroup = node.cgroups.adopt(id.as_str())?;
+        let run = RunFolder::adopt(&node.run, id.as_str())?;
+        let (Some(cgroup), Some(run)) = (cgroup, run) else { return Ok(Found::Nothing) };
+        match VmmProcess::adopt(&run, &cgroup)? {
+            Adopted::Running(process) => Ok(match lent() {
+                Some(Lent { uid, reservation }) => Found::Running(Box::new(Self {
+                    process,
+                    cgroup,
+                    run,
+                    _uid: uid,
+                    _reservation: reservation,
+                })),
+                None => Found::Nothing,
+            }),
+            Adopted::Ended(status) => {
+                let out_of_memory = cgroup.ran_out_of_memory();
+                let end = end_of(None, status, out_of_memory);
+                Ok(Found::Ended(end, describe_end(None, status, out_of_memory)))
+            }
+        }
+    }
+
+    /// Leaves all of it as it is, for the next agent.
+    pub(super) fn detach(self) {
+        let Self { process, cgroup, run, _uid, _reservation } = self;
+        process.detach();
+        cgroup.detach();
+        run.detach();
+    }
+
+    /// Connects to a VMM that was booted long ago. Its guest has reported already.
+    pub(super) async fn connect(&self) -> Result<Booted, LaunchError> {
+        let socket = self.run.path().join("control.sock");
+        let (control, events, phase) = control::connect(&socket).await?;
+        match phase {
+            Phase::Ready => {}
+            Phase::Paused => control
+                .demand(ToVmm::Resume)
+                .await?
+                .map_err(|reason| LaunchError::Refused { reason })?,
+            Phase::Waiting | Phase::Booting => {
+                return Err(LaunchError::Ended { reason: format!("its VMM is {phase:?}") });
+            }
+        }
+        Ok(Booted { control, events, guest: GuestLink::new(self.vsock_path()) })
     }
 
     pub(super) fn vmm_pid(&self) -> u32 {
@@ -219,20 +296,14 @@ pub(super) async fn boot(
     phases: &mut BootPhases,
 ) -> Result<Booted, BootError> {
     let began = Instant::now();
-    let (control, mut events) =
+    let (control, mut events, _) =
         until_end(machine, control::connect(&machine.run.path().join("control.sock"))).await??;
     phases.spawn_ms = ms_since(began);
 
     let booting = Instant::now();
-    match until_end(machine, control.ask(ToVmm::Boot)).await?? {
-        Reply::Done => {}
-        Reply::Refused { reason } => return Err(LaunchError::Refused { reason }.into()),
-        other => {
-            return Err(
-                ControlError::Unexpected { got: format!("{other:?}"), wanted: "Done" }.into()
-            );
-        }
-    }
+    until_end(machine, control.demand(ToVmm::Boot))
+        .await??
+        .map_err(|reason| LaunchError::Refused { reason })?;
     let ready = timeout(READY_PATIENCE, guest_ready(&mut events));
     match until_end(machine, ready).await? {
         Ok(Ok(())) => {}
@@ -240,6 +311,7 @@ pub(super) async fn boot(
         Err(_) => return Err(LaunchError::NotReady { waited: READY_PATIENCE }.into()),
     }
     phases.boot_ms = ms_since(booting);
+    fault::at(Point::CreateBooted);
 
     let starting = Instant::now();
     let guest = GuestLink::new(machine.vsock_path());
@@ -255,6 +327,7 @@ pub(super) async fn boot(
     }
     machine.cgroup.limit_cpu(record.spec.resources.cpu)?;
     phases.start_ms = ms_since(starting);
+    fault::at(Point::CreateStarted);
     Ok(Booted { control, events, guest })
 }
 

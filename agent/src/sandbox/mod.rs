@@ -5,6 +5,8 @@ mod disk;
 mod driver;
 mod error;
 mod guest;
+#[cfg(test)]
+mod guest_tests;
 mod launch;
 mod limits;
 mod recover;
@@ -12,6 +14,7 @@ mod registry;
 mod settings;
 mod uid;
 
+pub use driver::Ending;
 pub use error::{CreateError, DeleteError, ExecError, GuestError, LaunchError, StartError};
 pub use guest::{ExecInput, ExecOutput, ExecSession, FileReader};
 pub use launch::BootPhases;

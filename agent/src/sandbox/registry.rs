@@ -11,12 +11,12 @@ use std::{
 use futures_util::{StreamExt, stream};
 use holdfast_jail::{BlockDevice, CgroupTree, JailError, Jailer, Usage, cgroup_usage};
 use holdfast_model::{
-    GroupKey, Mib, SandboxId, SandboxSpec, State, id::ID_BYTES, sandbox::ImageSource,
+    Event, GroupKey, Mib, SandboxId, SandboxSpec, State, id::ID_BYTES, sandbox::ImageSource,
 };
 use holdfast_scheduler::{Capacity, Factors, Refusals, Scheduler};
-use holdfast_store::{DiskImageState, Put, SandboxRecord, Store, StoreError};
+use holdfast_store::{DiskImageState, Intent, Operation, Put, SandboxRecord, Store, StoreError};
 use holdfast_wire::{
-    guest::{Exec, Info},
+    guest::{Exec, ExecKey, Info},
     vmm::{self, Reply, ToVmm},
 };
 use log::{info, warn};
@@ -30,16 +30,18 @@ use tokio_util::task::TaskTracker;
 use super::{
     BootPhases, CreateError, DeleteError, ExecError, ExecSession, FileReader, StartError,
     disk::Disks,
-    driver::{Ask, Driver, INBOX_MAX, Launch, Live, Node, Status},
+    driver::{Ask, Beginning, Driver, Ending, INBOX_MAX, Launch, Live, Node, Status},
     launch::launches_max,
     limits::{self, IoPolicy},
-    now_ms, recover,
+    now_ms,
+    recover::{self, Recovered},
     uid::Uids,
 };
 use crate::{
     blocking::off_thread,
     config::Config,
     error_chain::error_chain,
+    fault::{self, Point},
     images::{Images, Located},
     metrics::Metrics,
 };
@@ -138,11 +140,52 @@ impl Registry {
             last_count: tokio::sync::Mutex::default(),
             node: Arc::clone(&node),
         });
-        for record in off_thread(move || recover::recover(&node)).await? {
-            registry.drive(record, None);
-        }
+        registry.recover().await?;
         info!(cpu:% = limits.cpu, memory:% = limits.memory; "sandboxes may use this much");
         Ok(registry)
+    }
+
+    /// Takes over what an earlier agent left, and waits until those that run can be reached.
+    async fn recover(&self) -> Result<(), StartError> {
+        let (node, scheduler) = (Arc::clone(&self.node), Arc::clone(&self.scheduler));
+        let mut taken_over = Vec::new();
+        for found in off_thread(move || recover::recover(&node, &scheduler)).await? {
+            match found {
+                Recovered::Running(record, machine) => {
+                    taken_over.push(self.drive(record, Beginning::TakeOver(machine)));
+                }
+                Recovered::Waiting(record) => drop(self.drive(record, Beginning::Wait)),
+                Recovered::ToMake(record) => self.make_anew(record).await?,
+            }
+        }
+        for mut status in taken_over {
+            // A VMM that does not answer is given up by its driver in time.
+            let decided = |status: &Status| status.live.is_some() || status.state != State::Running;
+            let _ = status.wait_for(decided).await;
+        }
+        Ok(())
+    }
+
+    /// Launches a sandbox that an earlier agent accepted and did not finish.
+    async fn make_anew(&self, mut record: SandboxRecord) -> Result<(), StartError> {
+        let intent = self.node.store.intent(&record.id)?;
+        let intent = intent.unwrap_or_else(|| Intent::new(&record.id, Operation::Create));
+        // It was admitted once, and has been promised.
+        let reservation = self.scheduler.take_again(limits::demand(record.spec.resources));
+        match self.node.images.locate(record.image).await {
+            Ok(Some(image)) => {
+                let launch = Launch { image, reservation, intent };
+                self.drive(record, Beginning::Launch(Box::new(launch)));
+            }
+            missing => {
+                let reason = missing.err().map_or_else(String::new, |e| error_chain(&e));
+                record.failure = Some(format!("its image is not on this node any more {reason}"));
+                record.state = record.state.after(Event::Lost).unwrap_or(State::Failed);
+                self.node.store.put_sandbox(&record)?;
+                self.drive(record, Beginning::Wait);
+            }
+        }
+        Ok(())
     }
 
     /// Makes a sandbox and waits until it runs, but not long: the record may still be Creating. A
@@ -182,6 +225,7 @@ impl Registry {
             image: image.record.digest,
             created_at_ms: now_ms(),
             request_id,
+            uid: None,
         };
         if let Some(known) = self.made_before(&record)? {
             return self.watch(&known).ok_or(CreateError::Gone { id: known });
@@ -191,8 +235,10 @@ impl Registry {
         let (store, stored) = (Arc::clone(&self.node.store), record.clone());
         match off_thread(move || store.create_sandbox(&stored)).await? {
             Put::New => {
-                let id = record.id.clone();
-                Ok((id, self.drive(record, Some(Launch { image, reservation }))))
+                fault::at(Point::CreateAccepted);
+                let (id, intent) = (record.id.clone(), Intent::new(&record.id, Operation::Create));
+                let launch = Launch { image, reservation, intent };
+                Ok((id, self.drive(record, Beginning::Launch(Box::new(launch)))))
             }
             Put::Existing(known) => self.watch(&known.id).ok_or(CreateError::Gone { id: known.id }),
         }
@@ -240,7 +286,7 @@ impl Registry {
     }
 
     /// Gives the sandbox a driver.
-    fn drive(&self, record: SandboxRecord, launch: Option<Launch>) -> watch::Receiver<Status> {
+    fn drive(&self, record: SandboxRecord, beginning: Beginning) -> watch::Receiver<Status> {
         let id = record.id.clone();
         let (inbox, asks) = mpsc::channel(INBOX_MAX);
         let (driver, status) = Driver::new(Arc::clone(&self.node), record, asks);
@@ -248,7 +294,7 @@ impl Registry {
         self.table().handles.insert(id.clone(), handle);
         let table = Arc::clone(&self.table);
         self.drivers.spawn(async move {
-            driver.run(launch).await;
+            driver.run(beginning).await;
             table.lock().unwrap_or_else(PoisonError::into_inner).handles.remove(&id);
         });
         status
@@ -275,12 +321,22 @@ impl Registry {
         self.node.store.sandboxes(group)
     }
 
-    /// Starts a command. Dropping the session kills it.
+    /// Starts a command. Dropping the session kills it, if it is not kept.
     pub async fn exec(&self, id: &SandboxId, exec: Exec) -> Result<ExecSession, ExecError> {
         let live = self.live(id)?;
         let session = live.guest.exec(exec).await;
         self.node.metrics.exec(session.is_ok());
         session
+    }
+
+    /// Goes on with a kept command, from byte `from` of its output on.
+    pub async fn attach(
+        &self,
+        id: &SandboxId,
+        key: ExecKey,
+        from: u64,
+    ) -> Result<ExecSession, ExecError> {
+        self.live(id)?.guest.attach(key, from).await
     }
 
     pub async fn read_file(&self, id: &SandboxId, path: String) -> Result<FileReader, ExecError> {
@@ -376,15 +432,15 @@ impl Registry {
         self.scheduler.free()
     }
 
-    /// Ends every microVM in good order. None is made any more.
-    pub async fn stop(&self) {
+    /// Lets every microVM go on without us, or ends it in good order. None is made any more.
+    pub async fn stop(&self, ending: Ending) {
         let handles: Vec<Handle> = {
             let mut table = self.table();
             table.stopping = true;
             table.handles.values().cloned().collect()
         };
         for handle in handles {
-            let _ = handle.inbox.send(Ask::Stop).await;
+            let _ = handle.inbox.send(Ask::Stop(ending)).await;
         }
         self.drivers.close();
         self.drivers.wait().await;

@@ -113,6 +113,7 @@ mod tests {
             image: Digest::from_sha256([0; 32]),
             created_at_ms: 0,
             request_id: None,
+            uid: None,
         }
     }
 

@@ -23,6 +23,12 @@ pub(super) struct UidLease {
 }
 
 impl Uids {
+    /// The lease of a VMM that runs as this uid already.
+    pub(super) fn take(&self, uid: u32) -> Option<UidLease> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.insert(uid).then(|| UidLease { uid, pool: self.clone() })
+    }
+
     pub(super) fn lease(&self) -> UidLease {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let uid = (UID_FIRST..).find(|uid| !used.contains(uid)).unwrap_or(u32::MAX);
@@ -53,6 +59,16 @@ mod tests {
         let (first, second) = (pool.lease(), pool.lease());
         assert_eq!((first.uid(), second.uid()), (UID_FIRST, UID_FIRST + 1));
         drop(first);
+        assert_eq!(pool.lease().uid(), UID_FIRST);
+    }
+
+    #[test]
+    fn a_uid_that_is_taken_again_is_nobody_elses() {
+        let pool = Uids::default();
+        let taken = pool.take(UID_FIRST).unwrap();
+        assert!(pool.take(UID_FIRST).is_none());
+        assert_eq!(pool.lease().uid(), UID_FIRST + 1);
+        drop(taken);
         assert_eq!(pool.lease().uid(), UID_FIRST);
     }
 }

@@ -6,12 +6,14 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod journal;
 mod operation;
 mod record;
 mod store;
 mod table;
 
 pub use error::StoreError;
+pub use journal::{Intent, Operation, Step};
 pub use operation::{Answer, Begun, OPERATION_AGE_MS_MAX, OPERATIONS_MAX};
 pub use record::{DiskImageRecord, DiskImageState, GroupRecord, SandboxRecord};
 pub use store::{Put, SCHEMA_VERSION, Store};

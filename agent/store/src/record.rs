@@ -20,6 +20,9 @@ pub struct SandboxRecord {
     pub created_at_ms: u64,
     /// The client's name for the create call: a second call of this name finds this record.
     pub request_id: Option<String>,
+    /// User id of its VMM, from the moment one is about to be started.
+    #[serde(default)]
+    pub uid: Option<u32>,
 }
 
 /// Where a disk image is in its life.

@@ -9,7 +9,7 @@ use holdfast_model::{DiskImageId, GroupKey, SandboxId};
 use redb::{Database, ReadableDatabase, TableDefinition, WriteTransaction};
 
 use crate::{
-    Answer, Begun, DiskImageRecord, GroupRecord, SandboxRecord, StoreError,
+    Answer, Begun, DiskImageRecord, GroupRecord, Intent, Operation, SandboxRecord, StoreError,
     operation::{AnswerRecord, OperationRecord, to_forget},
     table::{self, Record},
 };
@@ -140,11 +140,13 @@ impl Store {
         self.write("remove a record", |txn| table::remove::<R>(txn, key))
     }
 
-    /// Puts a new record unless one exists that `same` recognises as made by the same request.
+    /// Puts a new record, and what goes with it, unless one exists that `same` recognises as made
+    /// by the same request.
     fn put_once<R: Record>(
         &self,
         record: &R,
         same: impl Fn(&R) -> bool,
+        beside: impl FnOnce(&WriteTransaction) -> Result<(), StoreError>,
     ) -> Result<Put<R>, StoreError> {
         self.write("put a record", |txn| {
             let existing = {
@@ -153,7 +155,10 @@ impl Store {
             };
             match existing {
                 Some(existing) => Ok(Put::Existing(existing)),
-                None => table::put(txn, record).map(|()| Put::New),
+                None => {
+                    beside(txn)?;
+                    table::put(txn, record).map(|()| Put::New)
+                }
             }
         })
     }
@@ -161,17 +166,41 @@ impl Store {
 
 /// Sandboxes.
 impl Store {
-    /// Writes a new sandbox, or gives the one that the same request made before.
+    /// Writes a new sandbox and that it is to be made, or gives the one that the same request made
+    /// before.
     pub fn create_sandbox(&self, record: &SandboxRecord) -> Result<Put<SandboxRecord>, StoreError> {
-        self.put_once(record, |known: &SandboxRecord| {
+        let intent = Intent::new(&record.id, Operation::Create);
+        let same = |known: &SandboxRecord| {
             record.request_id.is_some()
                 && known.request_id == record.request_id
                 && known.group == record.group
+        };
+        self.put_once(record, same, |txn| table::put(txn, &intent))
+    }
+
+    /// Writes a sandbox about which nothing is under way any more.
+    pub fn put_sandbox(&self, record: &SandboxRecord) -> Result<(), StoreError> {
+        self.write("settle a sandbox", |txn| {
+            table::remove::<Intent>(txn, record.id.as_str())?;
+            table::put(txn, record)
         })
     }
 
-    pub fn put_sandbox(&self, record: &SandboxRecord) -> Result<(), StoreError> {
-        self.put(record)
+    /// Writes a sandbox together with what is under way about it.
+    pub fn put_intent(&self, record: &SandboxRecord, intent: &Intent) -> Result<(), StoreError> {
+        self.write("write an intent", |txn| {
+            table::put(txn, intent)?;
+            table::put(txn, record)
+        })
+    }
+
+    /// What is under way about a sandbox.
+    pub fn intent(&self, id: &SandboxId) -> Result<Option<Intent>, StoreError> {
+        self.get(id.as_str())
+    }
+
+    pub fn intents(&self) -> Result<Vec<Intent>, StoreError> {
+        self.list(|_: &Intent| true)
     }
 
     pub fn sandbox(&self, id: &SandboxId) -> Result<Option<SandboxRecord>, StoreError> {
@@ -187,9 +216,12 @@ impl Store {
         self.list(|_: &SandboxRecord| true)
     }
 
-    /// Whether there was one.
+    /// Forgets a sandbox and what was under way about it. Whether there was one.
     pub fn remove_sandbox(&self, id: &SandboxId) -> Result<bool, StoreError> {
-        self.remove::<SandboxRecord>(id.as_str())
+        self.write("remove a sandbox", |txn| {
+            table::remove::<Intent>(txn, id.as_str())?;
+            table::remove::<SandboxRecord>(txn, id.as_str())
+        })
     }
 }
 
@@ -200,11 +232,12 @@ impl Store {
         &self,
         record: &DiskImageRecord,
     ) -> Result<Put<DiskImageRecord>, StoreError> {
-        self.put_once(record, |known: &DiskImageRecord| {
+        let same = |known: &DiskImageRecord| {
             record.request_id.is_some()
                 && known.request_id == record.request_id
                 && known.group == record.group
-        })
+        };
+        self.put_once(record, same, |_| Ok(()))
     }
 
     pub fn put_disk_image(&self, record: &DiskImageRecord) -> Result<(), StoreError> {

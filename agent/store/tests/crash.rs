@@ -38,6 +38,7 @@ fn record(number: u64) -> SandboxRecord {
         image: Digest::from_sha256([1; 32]),
         created_at_ms: number,
         request_id: None,
+        uid: None,
     }
 }
 
@@ -46,7 +47,9 @@ fn record(number: u64) -> SandboxRecord {
 fn writer_process() {
     let Ok(path) = std::env::var(STORE_OF_WRITER) else { return };
     let store = Store::open(Path::new(&path)).unwrap();
-    let first = u64::try_from(store.all_sandboxes().unwrap().len()).unwrap();
+    // The writer before this one may have been killed half-way through its last record.
+    let whole = |record: &SandboxRecord| record.state == State::Running;
+    let first = store.all_sandboxes().unwrap().into_iter().filter(whole).count() as u64;
     for number in first.. {
         let mut record = record(number);
         store.put_sandbox(&record).unwrap();

@@ -6,8 +6,8 @@ use holdfast_model::{
     Digest, DiskImageId, GroupKey, Resources, SandboxId, SandboxSpec, State, sandbox::ImageSource,
 };
 use holdfast_store::{
-    Answer, Begun, DiskImageRecord, DiskImageState, GroupRecord, OPERATION_AGE_MS_MAX, Put,
-    SCHEMA_VERSION, SandboxRecord, Store, StoreError,
+    Answer, Begun, DiskImageRecord, DiskImageState, GroupRecord, Intent, OPERATION_AGE_MS_MAX,
+    Operation, Put, SCHEMA_VERSION, SandboxRecord, Step, Store, StoreError,
 };
 use proptest::prelude::*;
 
@@ -45,6 +45,7 @@ fn sandbox(byte: u8, group_name: &str, request_id: Option<&str>) -> SandboxRecor
         image: Digest::from_sha256([1; 32]),
         created_at_ms: 7,
         request_id: request_id.map(str::to_owned),
+        uid: None,
     }
 }
 
@@ -221,4 +222,34 @@ proptest! {
         let expected: Vec<_> = model.into_values().collect();
         prop_assert_eq!(store.all_sandboxes().unwrap(), expected);
     }
+}
+
+#[test]
+fn what_is_under_way_is_written_with_its_sandbox_and_goes_with_it() {
+    let Fixture { store, path, _folder } = fixture();
+    let mut record = sandbox(1, "a", None);
+    store.create_sandbox(&record).unwrap();
+    let created = store.intent(&record.id).unwrap().unwrap();
+    assert_eq!(created, Intent::new(&record.id, Operation::Create));
+    record.uid = Some(200_000);
+    let lending = Intent { step: Step::Lending, attempts: 2, ..created };
+    store.put_intent(&record, &lending).unwrap();
+    drop(store);
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store.intents().unwrap(), [lending]);
+    assert_eq!(store.sandbox(&record.id).unwrap(), Some(record.clone()));
+    record.state = State::Running;
+    store.put_sandbox(&record).unwrap();
+    assert_eq!(store.intent(&record.id).unwrap(), None);
+    store.put_intent(&record, &Intent::new(&record.id, Operation::Delete)).unwrap();
+    assert!(store.remove_sandbox(&record.id).unwrap());
+    assert_eq!(store.intents().unwrap(), []);
+}
+
+#[test]
+fn a_record_of_an_agent_that_knew_no_uids_is_read() {
+    let mut value = serde_json::to_value(sandbox(1, "a", None)).unwrap();
+    value.as_object_mut().unwrap().remove("uid");
+    let read: SandboxRecord = serde_json::from_value(value).unwrap();
+    assert_eq!(read, sandbox(1, "a", None));
 }

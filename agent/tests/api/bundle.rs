@@ -73,6 +73,7 @@ fn plant(config: &mut Config) {
             lifecycle_json: None,
         },
         state: State::Failed,
+        uid: None,
         failure: Some(failure),
         image: Digest::from_sha256([3; 32]),
         created_at_ms: 1_767_323_045_000,

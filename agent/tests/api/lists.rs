@@ -39,6 +39,7 @@ fn put_sandboxes(config: &mut Config) {
             image: Digest::from_sha256([0; 32]),
             created_at_ms: 1_767_323_045_000,
             request_id: None,
+            uid: None,
         };
         store.put_sandbox(&record).unwrap();
     }

@@ -143,7 +143,7 @@ impl Server {
     }
 
     pub(crate) async fn stop(self) -> tempfile::TempDir {
-        self.daemon.stop().await;
+        self.daemon.stop(holdfastd::sandbox::Ending::Detach).await;
         self.folder
     }
 }

@@ -13,7 +13,7 @@ use holdfast_api::{
     sandbox::{PublicState, Sandbox},
     stream::{ClientMessage, Command, ServerMessage, Start, Stream, data_frame, split_data_frame},
 };
-use holdfastd::daemon::Daemon;
+use holdfastd::{daemon::Daemon, sandbox::Ending};
 use reqwest::{Client, Method, RequestBuilder};
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use serde_json::json;
@@ -127,7 +127,7 @@ impl Api {
         let at = path::sandbox(&group(), &self.sandbox);
         let answer = self.request(Method::DELETE, &at).send().await.unwrap();
         assert_eq!(answer.status(), 204);
-        self.daemon.stop().await;
+        self.daemon.stop(Ending::Detach).await;
     }
 }
 
@@ -143,6 +143,8 @@ fn argv(words: &[&str]) -> Start {
         user: None,
         stdin: false,
         timeout_ms: None,
+        id: None,
+        linger_ms: None,
     }
 }
 

@@ -26,7 +26,8 @@ pub enum Call {
     /// root joined: execs work.
     Start(Start),
     /// Answered by [`Output::Started`], any number of Stdout and Stderr, then one
-    /// [`Output::Exited`]; or by [`Output::Failed`].
+    /// [`Output::Exited`]; or by [`Output::Failed`]. Of a kept exec [`Output::Taken`] may come in
+    /// between.
     Exec(Exec),
     /// Answered by [`Output::File`], then [`Output::Data`]…, then [`Output::Done`].
     ReadFile { path: String },
@@ -41,7 +42,43 @@ pub enum Call {
     /// Stop the workload (SIGTERM, then SIGKILL after the grace), sync, power off. Answered by
     /// [`Output::Done`] before the power goes.
     PowerOff { grace_ms: u32 },
+    /// Goes on with a kept exec, in place of whatever connection it has: answered as
+    /// [`Call::Exec`], from byte `from` of its output on. What the guest no longer has of that is
+    /// told by [`Output::Gap`]. Input goes on behind the bytes that `Started` says were taken.
+    Attach { key: ExecKey, from: u64 },
 }
+
+/// Name of a kept exec, given by the host: nobody else can guess it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ExecKey(pub [u8; 16]);
+
+impl std::fmt::Debug for ExecKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+/// An exec that outlives the connection it was started on.
+///
+/// Its output is counted in bytes of stdout and stderr together, in the order in which they were
+/// read, and at least the last [`REPLAY_BYTES_MIN`] are kept for whoever attaches. Once it has
+/// ended it is forgotten when the host says [`Input::Collect`], or after [`COLLECT_MS_MAX`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keep {
+    pub key: ExecKey,
+    /// Everything of it is killed when it was without a connection for this long.
+    pub alone_ms_max: u32,
+}
+
+/// Output of a kept exec that can be had again, in bytes. An exec that changes between stdout and
+/// stderr more often than [`REPLAY_TURNS_MAX`] times within that has less.
+pub const REPLAY_BYTES_MIN: usize = 1024 * 1024;
+
+/// Changes between the two streams that the guest remembers of the kept output.
+pub const REPLAY_TURNS_MAX: usize = 64 * 1024;
+
+/// How long the end of a kept exec waits to be collected: longer than any client retries.
+pub const COLLECT_MS_MAX: u64 = 15 * 60 * 1000;
 
 /// What a sandbox runs with unless an exec says otherwise.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +112,8 @@ pub struct Exec {
     pub stdin: bool,
     /// Everything of the exec, background children too, is killed after this. `None`: no limit.
     pub timeout_ms: Option<u64>,
+    /// `None`: a lost connection kills it.
+    pub keep: Option<Keep>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,18 +133,27 @@ pub enum Input {
     Data(#[serde(with = "serde_bytes")] Vec<u8>),
     /// No more data: stdin is closed, the file is complete.
     End,
-    /// To the exec's process group. A closed connection is SIGKILL to everything of the exec: keep
-    /// the sending half open until the answer is complete.
+    /// To the exec's process group. A closed connection is SIGKILL to everything of an exec that
+    /// is not kept: keep the sending half open until the answer is complete.
     Signal(i32),
+    /// SIGKILL to everything of the exec, background children too.
+    Kill,
+    /// The end of a kept exec has arrived: it can be forgotten.
+    Collect,
 }
 
 /// Guest to host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Output {
     Info(Info),
-    /// The process id as the sandbox sees it.
     Started {
+        /// The process id as the sandbox sees it.
         pid: u32,
+        /// Whether a lost connection leaves it running. False although it was asked for: the guest
+        /// keeps as many as it can.
+        kept: bool,
+        /// Bytes of stdin taken before this connection.
+        stdin_taken: u64,
     },
     Stdout(#[serde(with = "serde_bytes")] Vec<u8>),
     Stderr(#[serde(with = "serde_bytes")] Vec<u8>),
@@ -119,6 +167,15 @@ pub enum Output {
     Processes(Vec<Process>),
     Done,
     Failed(Failure),
+    /// This many bytes of a kept exec's output were overwritten before they were sent.
+    Gap {
+        bytes: u64,
+    },
+    /// Bytes of stdin taken from all connections so far, of a kept exec: a host that attaches anew
+    /// sends what comes after them.
+    Taken {
+        stdin: u64,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,4 +230,6 @@ pub enum FailureKind {
     WrongState,
     /// PID 1's own failure.
     Internal,
+    /// There is one of this name already.
+    Exists,
 }

@@ -2,7 +2,8 @@
 //!
 //! One thread carries them all, because a thread inside the sandbox cannot start others. Nothing
 //! held here grows: output is read only when the host has taken what came before, and input is taken
-//! from the host only while the command reads it.
+//! from the host only while the command reads it. A kept command without a connection is not held
+//! up: what it says is remembered as far as [`Replay`] goes.
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -10,8 +11,8 @@ use std::{
 };
 
 use holdfast_wire::{
-    frame::{self, CHUNK_BYTES_MAX, FrameError},
-    guest::{Exited, Failure, FailureKind, Input, Output},
+    frame::CHUNK_BYTES_MAX,
+    guest::{COLLECT_MS_MAX, Exited, Failure, Input, Output},
 };
 use rustix::{
     event::{PollFd, PollFlags},
@@ -20,36 +21,54 @@ use rustix::{
 
 use crate::{
     clock::poll_until,
-    connection::Connection,
-    failure::{failure, from_errno, from_io, invalid},
+    failure::{from_errno, from_io, invalid},
+    kept::Seat,
+    link::Link,
     process::Process,
+    replay::{Replay, Stream},
     signals,
 };
 
 /// How long output of background children is waited for after the command has ended.
 const GRACE: Duration = Duration::from_millis(200);
 
+/// How long the end of a kept command waits to be collected.
+const COLLECT_MAX: Duration = Duration::from_millis(COLLECT_MS_MAX);
+
 /// Input held for a command that does not read it, in bytes. Beyond it the host is made to wait,
 /// signals behind the input included.
 const STDIN_HELD_MAX: usize = 256 * 1024;
 
+/// A started command and the near ends of its streams.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub process: Process,
+    pub deadline: Option<Instant>,
+    pub stdin: Option<OwnedFd>,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+}
+
 /// A running command and the streams between it and the host.
-pub(crate) struct Exchange<'a> {
-    connection: &'a mut Connection,
+pub(crate) struct Exchange {
     process: Process,
     deadline: Option<Instant>,
+    /// Everything of it was killed by us already.
+    killed: bool,
     timed_out: bool,
     ended: Option<Ended>,
     stdin: Stdin,
     /// stdout and stderr, until they are closed.
     streams: [Option<OwnedFd>; 2],
-    /// Frames on their way to the host: at most one piece of output and a few small answers.
-    out: Vec<u8>,
-    out_sent: usize,
-    /// Bytes from the host that are not a whole frame yet.
-    inbox: Vec<u8>,
-    /// The host has gone: there is nobody to tell.
-    lost: bool,
+    replay: Replay,
+    /// Who is there to be told. `None`: nobody, which a kept command outlives.
+    link: Option<Link>,
+    /// `None`: it is not kept.
+    seat: Option<Seat>,
+    /// Since when there has been no connection.
+    alone_since: Instant,
+    /// Its end was collected, or its seat was given to another.
+    forgotten: bool,
 }
 
 /// The command's stdin and what it has not read yet.
@@ -58,6 +77,8 @@ struct Stdin {
     held: Vec<u8>,
     /// Close once what is held has been written.
     last: bool,
+    /// Bytes taken from the host.
+    taken: u64,
 }
 
 struct Ended {
@@ -65,93 +86,160 @@ struct Ended {
     at: Instant,
     /// Bytes that were in the streams at the end: the command's own, to be delivered.
     owed: [u64; 2],
+    /// Everything that is its own was read.
+    complete: bool,
 }
 
 /// What one wait was for.
 #[derive(Clone, Copy)]
 enum Source {
+    Door,
     Host(PollFlags),
     Stdin,
     Stream(usize),
     Process,
 }
 
-impl<'a> Exchange<'a> {
-    pub(crate) fn new(
-        connection: &'a mut Connection,
-        process: Process,
-        deadline: Option<Instant>,
-        stdin: Option<OwnedFd>,
-        streams: [Option<OwnedFd>; 2],
-    ) -> Result<Self, Errno> {
+impl Exchange {
+    pub(crate) fn new(running: Running, link: Link, seat: Option<Seat>) -> Result<Self, Errno> {
+        let Running { process, deadline, stdin, stdout, stderr } = running;
+        let streams = [Some(stdout), Some(stderr)];
         for fd in stdin.iter().chain(streams.iter().flatten()) {
             rustix::io::ioctl_fionbio(fd, true)?;
         }
-        rustix::io::ioctl_fionbio(connection.as_fd(), true)?;
-        let stdin = Stdin { pipe: stdin, held: Vec::new(), last: false };
+        let replay = if seat.is_some() { Replay::kept() } else { Replay::passing() };
         Ok(Self {
-            connection,
             process,
             deadline,
+            killed: false,
             timed_out: false,
             ended: None,
-            stdin,
+            stdin: Stdin { pipe: stdin, held: Vec::new(), last: false, taken: 0 },
             streams,
-            out: Vec::new(),
-            out_sent: 0,
-            inbox: Vec::new(),
-            lost: false,
+            replay,
+            link: Some(link),
+            seat,
+            alone_since: Instant::now(),
+            forgotten: false,
         })
     }
 
-    /// Returns how the command ended; `None`: the host has gone before that.
-    pub(crate) fn run(mut self) -> Result<Option<Exited>, Failure> {
-        let pid = self.process.inner_pid;
-        self.queue(&Output::Started { pid })?;
-        while !self.is_over() {
-            let ready = self.wait()?;
-            for source in ready {
+    /// Carries the streams until there is nothing more to tell, or nobody to tell it.
+    pub(crate) fn run(mut self) {
+        if let Err(refused) = self.carry()
+            && let Some(link) = self.link.take()
+        {
+            link.refuse(refused);
+        }
+        // Dropping the process kills it and all its children, if it runs.
+    }
+
+    fn carry(&mut self) -> Result<(), Failure> {
+        self.greet()?;
+        loop {
+            self.advance()?;
+            if self.is_over() {
+                return Ok(());
+            }
+            for source in self.wait()? {
                 self.serve(source)?;
             }
-            if self.lost && self.ended.is_none() {
-                // Dropping the process kills it and all its children.
-                return Ok(None);
+            self.enforce_time();
+        }
+    }
+
+    /// The first answer on a connection.
+    fn greet(&mut self) -> Result<(), Failure> {
+        let Some(link) = &mut self.link else { return Ok(()) };
+        link.set_nonblocking()
+            .map_err(|error| from_errno("cannot carry the command's streams", error))?;
+        link.taken_told = self.stdin.taken;
+        link.queue(&Output::Started {
+            pid: self.process.inner_pid,
+            kept: self.seat.is_some(),
+            stdin_taken: self.stdin.taken,
+        })
+    }
+
+    /// Sends what the host has not got yet, as far as it takes it.
+    fn advance(&mut self) -> Result<(), Failure> {
+        self.note_completeness();
+        while let Some(link) = self.link.as_mut().filter(|link| link.is_idle() && !link.lost) {
+            if link.at < self.replay.start() {
+                let bytes = self.replay.start() - link.at;
+                link.at = self.replay.start();
+                link.queue(&Output::Gap { bytes })?;
+            } else if let Some((stream, bytes)) = self.replay.piece(link.at) {
+                link.at += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+                link.queue(&match stream {
+                    Stream::Stdout => Output::Stdout(bytes),
+                    Stream::Stderr => Output::Stderr(bytes),
+                })?;
+            } else if self.seat.is_some() && link.taken_told < self.stdin.taken {
+                link.taken_told = self.stdin.taken;
+                link.queue(&Output::Taken { stdin: self.stdin.taken })?;
+            } else if let Some(ended) = self.ended.as_ref().filter(|ended| ended.complete)
+                && !link.told_end
+            {
+                link.told_end = true;
+                link.queue(&Output::Exited(ended.exited))?;
+            } else {
+                break;
             }
-            self.enforce_deadline();
         }
-        let Some(Ended { exited, .. }) = self.ended else { return Ok(None) };
-        self.queue(&Output::Exited(exited))?;
-        while !self.lost && !self.out.is_empty() {
-            let mut fds = [PollFd::new(&*self.connection, PollFlags::OUT)];
-            poll_until(&mut fds, None).map_err(|error| from_errno("cannot wait", error))?;
-            self.write_out();
+        if self.link.as_ref().is_some_and(|link| link.lost) {
+            self.link = None;
+            self.alone_since = Instant::now();
         }
-        Ok(Some(exited))
+        self.replay.forget(self.link.as_ref().map_or(self.replay.end(), |link| link.at));
+        Ok(())
+    }
+
+    /// Once everything of the command's own was read, the background's output is nobody's.
+    fn note_completeness(&mut self) {
+        let Some(ended) = self.ended.as_mut().filter(|ended| !ended.complete) else { return };
+        let delivered = ended.owed == [0, 0] && Instant::now() >= ended.at + GRACE;
+        if delivered || self.streams.iter().all(Option::is_none) {
+            ended.complete = true;
+            self.streams = [None, None];
+            if let Some(seat) = &self.seat {
+                seat.has_ended(ended.at);
+            }
+        }
     }
 
     fn is_over(&self) -> bool {
-        let Some(ended) = &self.ended else { return false };
-        let delivered = ended.owed == [0, 0] && Instant::now() >= ended.at + GRACE;
-        let closed = self.streams.iter().all(Option::is_none);
-        self.lost || (self.out.is_empty() && (closed || delivered))
+        match (&self.seat, &self.link) {
+            (Some(_), _) => self.forgotten,
+            (None, Some(link)) => link.told_end && link.is_idle(),
+            (None, None) => true,
+        }
     }
 
     /// Waits for whatever can go on now.
     fn wait(&self) -> Result<Vec<Source>, Failure> {
-        let mut sources = Vec::with_capacity(5);
-        let mut fds = Vec::with_capacity(5);
+        let mut sources = Vec::with_capacity(6);
+        let mut fds = Vec::with_capacity(6);
         let mut wait_for = |source, fd, flags| {
             sources.push(source);
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         };
-        let mut host = PollFlags::empty();
-        host.set(PollFlags::OUT, !self.out.is_empty());
-        host.set(PollFlags::IN, self.ended.is_none() && self.stdin.held.len() < STDIN_HELD_MAX);
-        wait_for(Source::Host(host), self.connection.as_fd(), host);
+        if let Some(seat) = &self.seat {
+            wait_for(Source::Door, seat.bell(), PollFlags::IN);
+        }
+        if let Some(link) = &self.link {
+            // The end of a kept command is collected by a message.
+            let listens = self.ended.is_none() || self.seat.is_some();
+            let mut host = PollFlags::empty();
+            host.set(PollFlags::OUT, !link.is_idle());
+            host.set(PollFlags::IN, listens && self.stdin.has_room());
+            wait_for(Source::Host(host), link.as_fd(), host);
+        }
         if let Some(pipe) = self.stdin.pipe.as_ref().filter(|_| !self.stdin.held.is_empty()) {
             wait_for(Source::Stdin, pipe.as_fd(), PollFlags::OUT);
         }
-        if self.out.is_empty() {
+        // What is idle after `advance` has got everything.
+        if self.link.as_ref().is_none_or(Link::is_idle) {
             for (index, stream) in self.streams.iter().enumerate() {
                 if let Some(stream) = stream {
                     wait_for(Source::Stream(index), stream.as_fd(), PollFlags::IN);
@@ -174,22 +262,37 @@ impl<'a> Exchange<'a> {
 
     fn next_instant(&self) -> Option<Instant> {
         match &self.ended {
-            // With the host behind there is nothing to do at the end of the grace but wait for it.
-            Some(_) if !self.out.is_empty() => None,
-            Some(ended) => Some(ended.at + GRACE),
-            None => self.deadline.filter(|_| !self.timed_out),
+            None => {
+                let deadline = self.deadline.filter(|_| !self.timed_out);
+                deadline.into_iter().chain(self.alone_until().filter(|_| !self.killed)).min()
+            }
+            Some(Ended { complete: true, at, .. }) => {
+                self.seat.as_ref().map(|_| at.max(&self.alone_since).to_owned() + COLLECT_MAX)
+            }
+            Some(Ended { owed: [0, 0], at, .. }) => Some(*at + GRACE),
+            // Only the streams, or the host that is behind, can change anything.
+            Some(_) => None,
         }
+    }
+
+    /// When the command has been alone for too long.
+    fn alone_until(&self) -> Option<Instant> {
+        let seat = self.seat.as_ref().filter(|_| self.link.is_none())?;
+        self.alone_since.checked_add(seat.alone_max)
     }
 
     fn serve(&mut self, source: Source) -> Result<(), Failure> {
         match source {
+            Source::Door => self.answer_door(),
             Source::Host(events) => {
-                self.write_out();
+                let Some(link) = &mut self.link else { return Ok(()) };
+                link.write_out();
                 if events.contains(PollFlags::IN) {
-                    return self.read_host();
+                    link.read();
+                    return self.take_inputs();
                 }
                 // Reported without being asked for.
-                self.lost |= events.intersects(PollFlags::HUP | PollFlags::ERR);
+                link.lost |= events.intersects(PollFlags::HUP | PollFlags::ERR);
                 Ok(())
             }
             Source::Stdin => {
@@ -202,13 +305,47 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    fn enforce_deadline(&mut self) {
-        let over = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        if over && !self.timed_out && self.ended.is_none() {
-            self.timed_out = true;
-            // The cgroup is there as long as the process is; it cannot refuse.
-            let _ = self.process.kill();
+    /// A new connection replaces the one there is: it is the host started anew.
+    fn answer_door(&mut self) -> Result<(), Failure> {
+        let Some(seat) = &self.seat else { return Ok(()) };
+        match seat.answer_door() {
+            Ok(Some(link)) if link.at > self.replay.end() => {
+                let (from, end) = (link.at, self.replay.end());
+                link.refuse(invalid(format!("byte {from} was asked for; there are {end}")));
+                Ok(())
+            }
+            Ok(Some(link)) => {
+                self.link = Some(link);
+                self.greet()
+            }
+            Ok(None) => Ok(()),
+            Err(_) => {
+                self.forgotten = true;
+                Ok(())
+            }
         }
+    }
+
+    fn enforce_time(&mut self) {
+        let now = Instant::now();
+        if let Some(ended) = &self.ended {
+            let waited_since = ended.at.max(self.alone_since);
+            self.forgotten |= ended.complete && now >= waited_since + COLLECT_MAX;
+            return;
+        }
+        if !self.timed_out && self.deadline.is_some_and(|deadline| now >= deadline) {
+            self.timed_out = true;
+            self.kill();
+        }
+        if !self.killed && self.alone_until().is_some_and(|until| now >= until) {
+            self.kill();
+        }
+    }
+
+    fn kill(&mut self) {
+        self.killed = true;
+        // The cgroup is there as long as the process is; it cannot refuse.
+        let _ = self.process.kill();
     }
 
     fn note_end(&mut self) -> Result<(), Failure> {
@@ -221,17 +358,19 @@ impl<'a> Exchange<'a> {
             let stream: Option<&OwnedFd> = self.streams[index].as_ref();
             stream.and_then(|stream| rustix::io::ioctl_fionread(stream).ok()).unwrap_or_default()
         });
-        self.ended = Some(Ended { exited, at: Instant::now(), owed });
+        self.ended = Some(Ended { exited, at: Instant::now(), owed, complete: false });
         // Nobody reads it any more.
-        self.stdin = Stdin { pipe: None, held: Vec::new(), last: true };
+        self.stdin.close();
         Ok(())
     }
 
     /// Reads one piece of output, if the host has taken the one before.
     fn read_stream(&mut self, index: usize) -> Result<(), Failure> {
-        let Some(stream) = self.streams[index].as_ref().filter(|_| self.out.is_empty()) else {
+        let behind = |link: &Link| !link.is_idle() || link.at < self.replay.end();
+        if self.link.as_ref().is_some_and(behind) {
             return Ok(());
-        };
+        }
+        let Some(stream) = &self.streams[index] else { return Ok(()) };
         let mut bytes = vec![0; CHUNK_BYTES_MAX];
         let count = match rustix::io::read(stream, &mut bytes) {
             Ok(count) => count,
@@ -246,34 +385,32 @@ impl<'a> Exchange<'a> {
             self.streams[index] = None;
             return Ok(());
         }
-        bytes.truncate(count);
-        let piece = if index == 0 { Output::Stdout(bytes) } else { Output::Stderr(bytes) };
-        self.queue(&piece)
+        let stream = if index == 0 { Stream::Stdout } else { Stream::Stderr };
+        self.replay.push(stream, &bytes[..count]);
+        self.advance()
     }
 
-    /// Takes what the host sent and can be taken now.
-    fn read_host(&mut self) -> Result<(), Failure> {
-        let mut bytes = [0; 16 * 1024];
-        match rustix::net::recv(
-            self.connection.as_fd(),
-            &mut bytes,
-            rustix::net::RecvFlags::empty(),
-        ) {
-            Ok((_, 0)) => self.lost = true,
-            Ok((_, count)) => self.inbox.extend_from_slice(&bytes[..count]),
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(_) => self.lost = true,
-        }
-        self.take_inputs()
-    }
-
+    /// Takes what the host sent and can be taken now. A kept command outlives a host that does not
+    /// keep to the protocol; another does not.
     fn take_inputs(&mut self) -> Result<(), Failure> {
-        let mut taken = 0;
-        while self.stdin.held.len() < STDIN_HELD_MAX {
-            let split = frame::split_frame(&self.inbox[taken..]).map_err(|error| bad(&error))?;
-            let Some(split) = split else { break };
-            let input = frame::decode(split.frame).map_err(|error| bad(&error))?;
-            taken = self.inbox.len() - split.rest.len();
+        let outcome = self.take_all_inputs();
+        self.stdin.write();
+        match outcome {
+            Err(refused) if self.seat.is_some() => {
+                if let Some(link) = self.link.take() {
+                    link.refuse(refused);
+                    self.alone_since = Instant::now();
+                }
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn take_all_inputs(&mut self) -> Result<(), Failure> {
+        while self.stdin.has_room() {
+            let Some(link) = &mut self.link else { return Ok(()) };
+            let Some(input) = link.take_input()? else { return Ok(()) };
             match input {
                 Input::Data(bytes) => self.stdin.hold(&bytes),
                 Input::End => self.stdin.last = true,
@@ -284,42 +421,23 @@ impl<'a> Exchange<'a> {
                 Input::Signal(number) => {
                     return Err(invalid(format!("there is no signal {number}")));
                 }
+                Input::Kill if self.ended.is_none() => self.kill(),
+                Input::Kill => {}
+                Input::Collect => self.forgotten |= link.told_end,
             }
         }
-        self.inbox.drain(..taken);
-        self.stdin.write();
         Ok(())
-    }
-
-    fn queue(&mut self, output: &Output) -> Result<(), Failure> {
-        let framed = frame::encode(output)
-            .map_err(|error| failure(FailureKind::Internal, error.to_string()))?;
-        self.out.extend_from_slice(&framed);
-        self.write_out();
-        Ok(())
-    }
-
-    fn write_out(&mut self) {
-        let flags = rustix::net::SendFlags::NOSIGNAL;
-        while self.out_sent < self.out.len() {
-            match rustix::net::send(self.connection.as_fd(), &self.out[self.out_sent..], flags) {
-                Ok(count) => self.out_sent += count,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return,
-                Err(_) => {
-                    self.lost = true;
-                    break;
-                }
-            }
-        }
-        self.out.clear();
-        self.out_sent = 0;
     }
 }
 
 impl Stdin {
+    fn has_room(&self) -> bool {
+        self.held.len() < STDIN_HELD_MAX
+    }
+
     /// Input for a command that has no stdin, or has closed it, is dropped, as by a shell's pipe.
     fn hold(&mut self, bytes: &[u8]) {
+        self.taken += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         if self.pipe.is_some() && !self.last {
             self.held.extend_from_slice(bytes);
         }
@@ -343,8 +461,10 @@ impl Stdin {
             self.pipe = None;
         }
     }
-}
 
-fn bad(error: &FrameError) -> Failure {
-    invalid(format!("what followed the request is not input: {error}"))
+    fn close(&mut self) {
+        self.pipe = None;
+        self.held = Vec::new();
+        self.last = true;
+    }
 }

@@ -2,32 +2,43 @@
 //!
 //! When the command itself ends, its children in the background live on, as in any container. Those
 //! that hold its stdout or stderr open delay the answer by 200 ms at most; everything the command
-//! wrote before it ended is delivered, however slow the host. A time-out and a lost connection kill
-//! the children too.
+//! wrote before it ended is delivered, however slow the host. A time-out, and the loss of a
+//! connection where the exec is not kept, kill the children too.
 
 use std::{
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     time::{Duration, Instant},
 };
 
-use holdfast_wire::guest::{Exec, Exited, Failure};
+use holdfast_wire::guest::{Exec, Failure};
 
 use crate::{
     command::{Overrides, Prepared, words},
-    connection::Connection,
-    exchange::Exchange,
-    failure::{from_errno, from_io},
+    exchange::{Exchange, Running},
+    failure::from_io,
+    guest::Guest,
+    link::Link,
     process::{Patience, Process, Stdio, pipe_for},
     workload::Workload,
 };
 
-/// Runs the command and sends everything up to the last answer. An error is the answer still to be
-/// sent; `Ok` with the connection lost is possible and means that nobody listens any more.
-pub(crate) fn run(
-    workload: &Workload,
-    exec: &Exec,
-    connection: &mut Connection,
-) -> Result<Option<Exited>, Failure> {
+/// Runs the command and sends everything up to the last answer.
+pub(crate) fn run(guest: &Guest, exec: &Exec, link: Link) {
+    let begun = guest.workload().and_then(|workload| {
+        let seat = exec.keep.as_ref().map(|keep| guest.keeper.seat(keep)).transpose()?.flatten();
+        Ok((begin(&workload, exec, link.as_fd())?, seat))
+    });
+    let (running, seat) = match begun {
+        Ok(begun) => begun,
+        Err(refused) => return link.refuse(refused),
+    };
+    // A pipe that cannot be set up ends the command, and the closed connection says so.
+    if let Ok(exchange) = Exchange::new(running, link, seat) {
+        exchange.run();
+    }
+}
+
+fn begin(workload: &Workload, exec: &Exec, peer: BorrowedFd<'_>) -> Result<Running, Failure> {
     let deadline =
         exec.timeout_ms.and_then(|limit| Instant::now().checked_add(Duration::from_millis(limit)));
     let cgroup = workload
@@ -47,13 +58,9 @@ pub(crate) fn run(
         stdout: stdout_end.as_fd(),
         stderr: stderr_end.as_fd(),
     };
-    let patience = Patience { deadline, peer: Some(connection.as_fd()) };
+    let patience = Patience { deadline, peer: Some(peer) };
     let process = Process::start(workload, &prepared, &stdio, cgroup, patience, &inside)?;
-    // The child's ends must be its alone, or their closing is never seen.
+    // The child's ends must be its alone, or their closing is never seen: they go with this frame.
     let stdin = stdin.map(|(_, writer)| writer);
-    drop((stdout_end, stderr_end));
-    let streams = [Some(stdout), Some(stderr)];
-    let exchange = Exchange::new(connection, process, deadline, stdin, streams)
-        .map_err(|error| from_errno("cannot carry the command's streams", error))?;
-    exchange.run()
+    Ok(Running { process, deadline, stdin, stdout, stderr })
 }

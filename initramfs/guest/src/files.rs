@@ -85,7 +85,7 @@ pub(crate) fn write(
                 draft.write_all(&bytes).map_err(|error| from_io(&what, &error))?;
             }
             Ok(Some(Input::End)) => break,
-            Ok(Some(Input::Signal(_))) => {
+            Ok(Some(Input::Signal(_) | Input::Kill | Input::Collect)) => {
                 return Err(invalid("a file's content cannot be sent a signal"));
             }
             Ok(None) | Err(frame::FrameError::Cut | frame::FrameError::Io(_)) => return Ok(false),

@@ -15,6 +15,7 @@ use crate::{
     children::Children,
     entrypoint::Entrypoint,
     failure::{failure, from_io},
+    kept::Keeper,
     limits, power,
     rpc::THREAD_STACK_BYTES,
     workload::{Site, Workload},
@@ -31,6 +32,7 @@ pub struct Guest {
     phase: Mutex<Phase>,
     /// Connections being served.
     pub(crate) connections: AtomicUsize,
+    pub(crate) keeper: Arc<Keeper>,
     /// Readable once the power-off was asked for and the workload is stopped.
     pub(crate) off: OwnedFd,
 }
@@ -54,6 +56,7 @@ impl Guest {
             children: Arc::default(),
             phase: Mutex::new(Phase::Waiting),
             connections: AtomicUsize::new(0),
+            keeper: Arc::default(),
             off: eventfd(0, EventfdFlags::CLOEXEC)?,
         })
     }

@@ -41,9 +41,14 @@ impl Memory {
     }
 }
 
+/// What a machine of this memory keeps back.
+pub(crate) fn reserve_bytes(memory: Memory) -> u64 {
+    (memory.total / RESERVE_SHARE).clamp(RESERVE_BYTES_MIN, RESERVE_BYTES_MAX)
+}
+
 /// Limits for a machine with this memory and this many threads at most.
 pub fn limits(memory: Memory, threads_max: u64) -> Limits {
-    let reserve = (memory.total / RESERVE_SHARE).clamp(RESERVE_BYTES_MIN, RESERVE_BYTES_MAX);
+    let reserve = reserve_bytes(memory);
     let memory_bytes = memory.available.saturating_sub(reserve).max(MEMORY_BYTES_MIN);
     // A quarter stays for the kernel and PID 1.
     let processes = (threads_max / 4 * 3).clamp(1, PROCESSES_MAX);

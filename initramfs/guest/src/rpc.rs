@@ -11,7 +11,7 @@ use std::{
 use holdfast_wire::{
     WIRE_VERSION,
     frame::{self, CHUNK_BYTES_MAX, FrameError},
-    guest::{Call, Exec, Failure, FailureKind, Output, Request},
+    guest::{Call, Failure, FailureKind, Output, Request},
 };
 use rustix::{
     event::{PollFd, PollFlags},
@@ -25,7 +25,9 @@ use crate::{
     failure::{failure, from_io, invalid},
     files,
     guest::Guest,
-    info, processes,
+    info,
+    link::Link,
+    processes,
 };
 
 /// Connections served at once. Each may hold some hundred KiB, which must fit PID 1's reserve.
@@ -75,7 +77,8 @@ pub fn serve(listener: &impl Listener, guest: &Arc<Guest>) -> io::Result<()> {
 }
 
 /// One of the connections served at once. Given back on drop.
-struct Slot(Arc<Guest>);
+#[derive(Debug)]
+pub(crate) struct Slot(Arc<Guest>);
 
 impl Slot {
     fn take(guest: &Arc<Guest>) -> Option<Self> {
@@ -101,16 +104,24 @@ fn dispatch(socket: OwnedFd, guest: &Arc<Guest>) {
         return;
     };
     // Without a thread the connection is closed, which the host takes as a failure of the call.
-    let _ = thread::Builder::new().name("call".to_owned()).stack_size(THREAD_STACK_BYTES).spawn(
-        move || {
-            serve_one(&mut connection, &slot.0);
-        },
-    );
+    let _ = thread::Builder::new()
+        .name("call".to_owned())
+        .stack_size(THREAD_STACK_BYTES)
+        .spawn(move || serve_one(connection, slot));
 }
 
-fn serve_one(connection: &mut Connection, guest: &Guest) {
-    let answer = match read_request(connection) {
-        Ok(Some(call)) => carry_out(call, connection, guest),
+fn serve_one(mut connection: Connection, slot: Slot) {
+    let guest = Arc::clone(&slot.0);
+    let answer = match read_request(&mut connection) {
+        // These may give the connection to another thread, and its place with it.
+        Ok(Some(Call::Exec(exec))) => {
+            return exec::run(&guest, &exec, Link::new(connection, slot, 0));
+        }
+        Ok(Some(Call::Attach { key, from })) => match guest.keeper.find(key) {
+            Ok(kept) => return kept.enter(key, Link::new(connection, slot, from)),
+            Err(refused) => Err(refused),
+        },
+        Ok(Some(call)) => carry_out(call, &mut connection, &guest),
         Ok(None) => return,
         Err(refused) => Err(refused),
     };
@@ -148,7 +159,8 @@ fn carry_out(call: Call, connection: &mut Connection, guest: &Guest) -> Result<(
             Ok(())
         }
         Call::Start(start) => done(connection, guest.start(&start)),
-        Call::Exec(exec) => carry_out_exec(&exec, connection, guest),
+        // Carried out with the connection itself, by the caller.
+        Call::Exec(_) | Call::Attach { .. } => Ok(()),
         Call::ReadFile { path } => {
             let complete = files::read(&*guest.workload()?, &path, connection)?;
             done_if(complete, connection)
@@ -179,11 +191,6 @@ fn carry_out(call: Call, connection: &mut Connection, guest: &Guest) -> Result<(
             }
         }
     }
-}
-
-fn carry_out_exec(exec: &Exec, connection: &mut Connection, guest: &Guest) -> Result<(), Failure> {
-    exec::run(&*guest.workload()?, exec, connection)?;
-    Ok(())
 }
 
 /// The host may have gone; what was done stays done, so that nothing follows from it.

@@ -140,9 +140,9 @@ impl Node {
         // The agent's own cgroup lies beside those of sandboxes, which have ids of 20 characters.
         self.inside(
             "grep -l '^holdfast-[vs]' /proc/[0-9]*/comm 2>/dev/null; grep /sandboxes/ /proc/mounts; \
-             ls -d /sys/fs/cgroup/holdfast.slice/*/ | grep -E '/[a-z0-9]{20}/$'; \
              ls -d /run/holdfast/sandboxes/* /var/lib/holdfast/sandboxes/* 2>/dev/null; \
-             grep /sandboxes/ /proc/net/unix; true",
+             find /sys/fs/cgroup/holdfast.slice -mindepth 2 -maxdepth 2 -type d \
+             | grep -E '/[a-z0-9]{20}$'; grep /sandboxes/ /proc/net/unix; true",
         )
     }
 }

@@ -48,7 +48,7 @@ pub(crate) trait Client {
     fn begin(&self, exec: Exec) -> Result<Running, Failure> {
         let mut stream = self.call(Call::Exec(exec));
         match read_frame(&mut stream).unwrap() {
-            Some(Output::Started { pid }) => Ok(Running { stream, pid }),
+            Some(Output::Started { pid, .. }) => Ok(Running { stream, pid }),
             Some(Output::Failed(failure)) => Err(failure),
             other => panic!("an exec began with {other:?}"),
         }
@@ -124,7 +124,15 @@ pub(crate) fn shell(script: &str) -> Exec {
 }
 
 pub(crate) fn exec(command: Command) -> Exec {
-    Exec { command, env: Vec::new(), cwd: None, user: None, stdin: false, timeout_ms: None }
+    Exec {
+        command,
+        env: Vec::new(),
+        cwd: None,
+        user: None,
+        stdin: false,
+        timeout_ms: None,
+        keep: None,
+    }
 }
 
 /// Waits for a condition, not for a duration.

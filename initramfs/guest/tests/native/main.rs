@@ -7,5 +7,6 @@ mod client;
 mod entrypoints;
 mod execs;
 mod file_calls;
+mod kept;
 mod sandbox;
 mod streams;

@@ -1,0 +1,107 @@
+//! Points at which a test has the agent die, as if it were killed there. Without the cargo feature
+//! `fault-points` they are nothing.
+//!
+//! `HOLDFAST_FAULT_POINT=name` kills the process the first time it comes to the point of that name;
+//! `name:3` the third time.
+
+macro_rules! points {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// A step of an operation that a restart must repeat or undo.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Point {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Point {
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+        }
+    };
+}
+
+points! {
+    /// The record of a new sandbox is durable; nothing else is there.
+    CreateAccepted = "create.accepted",
+    /// Its disk lies there.
+    CreateDisk = "create.disk",
+    /// Its cgroup is made.
+    CreateCgroup = "create.cgroup",
+    /// Its run folder is made.
+    CreateRunFolder = "create.run-folder",
+    /// The VMM's process runs.
+    CreateSpawned = "create.spawned",
+    /// PID 1 serves.
+    CreateBooted = "create.booted",
+    /// PID 1 has set the sandbox up; the record does not say Running yet.
+    CreateStarted = "create.started",
+    /// The record says Running; nobody was told.
+    CreateRunning = "create.running",
+    /// A command's call is marked begun; the guest does not know of it.
+    ExecBegun = "exec.begun",
+    /// The guest runs the command.
+    ExecStarted = "exec.started",
+    /// The command has ended; its answer is not durable.
+    ExecEnded = "exec.ended",
+    /// The answer is durable; the guest still keeps the command.
+    ExecAnswered = "exec.answered",
+    /// The record says Deleting; everything is there.
+    DeleteAccepted = "delete.accepted",
+    /// The VMM has ended.
+    DeleteKilled = "delete.killed",
+    /// The disk is gone, the record is not.
+    DeleteDisk = "delete.disk",
+    /// Nothing is left.
+    DeleteGone = "delete.gone",
+}
+
+/// The environment variable that names the point.
+pub const FAULT_POINT: &str = "HOLDFAST_FAULT_POINT";
+
+/// Passes the point, unless this process is to die at it.
+#[cfg(not(feature = "fault-points"))]
+pub(crate) fn at(_: Point) {}
+
+/// Passes the point, unless this process is to die at it.
+#[cfg(feature = "fault-points")]
+pub(crate) fn at(point: Point) {
+    use std::sync::{
+        LazyLock,
+        atomic::{AtomicU32, Ordering},
+    };
+
+    /// The point, and how often it may still be come to, this time included.
+    static CHOSEN: LazyLock<Option<(String, AtomicU32)>> = LazyLock::new(|| {
+        let text = std::env::var(FAULT_POINT).ok()?;
+        let (name, times) = text.split_once(':').unwrap_or((&text, "1"));
+        Some((name.to_owned(), AtomicU32::new(times.parse().ok()?)))
+    });
+    if let Some((name, left)) = &*CHOSEN
+        && name == point.name()
+        && left.fetch_sub(1, Ordering::AcqRel) == 1
+    {
+        // As by `kill -9`: nothing is dropped, flushed or told.
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        std::process::abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_point_has_a_name_of_its_own_that_begins_with_its_operation() {
+        let names: std::collections::BTreeSet<_> = Point::ALL.iter().map(|p| p.name()).collect();
+        assert_eq!(names.len(), Point::ALL.len());
+        for name in names {
+            let operation = name.split('.').next();
+            assert!(matches!(operation, Some("create" | "exec" | "delete")), "{name}");
+        }
+    }
+}
