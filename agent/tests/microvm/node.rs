@@ -126,6 +126,8 @@ pub(crate) fn config_in(folder: &Path) -> Config {
     config.paths.kernel = program("HOLDFAST_VMLINUX");
     config.paths.initramfs = program("HOLDFAST_INITRAMFS");
     // The machine that runs the tests keeps its hardware threads.
+    // The L1 may have one CPU, and the tests make several sandboxes of one.
+    config.capacity.cpu_factor = 8.0;
     config.host.smt = Smt::Ignore;
     config.capacity.host_memory_mib = 64;
     fs::create_dir_all(&config.paths.state).unwrap();
