@@ -1,5 +1,5 @@
 //! What each kind of thread may ask of the kernel; anything else kills the process. The lists are
-//! in [`rules`], each rule with its reason.
+//! in `rules.rs`, each rule with its reason.
 //!
 //! Device threads get their filter when they start, vCPUs when theirs start, the main thread last:
 //! all before the first guest instruction. To add a kind of thread, add it to [`ThreadKind`], give
