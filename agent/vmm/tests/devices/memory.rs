@@ -40,8 +40,7 @@ fn memory_that_the_guest_frees_or_gives_up_is_the_hosts_again() {
     assert!(full > FILLED_BYTES as u64, "{full} bytes held");
     // The guest frees what it filled, and reports it by itself.
     client.shutdown(Shutdown::Both).unwrap();
-    // The guest reports whole blocks of 2 MiB: the more it has run, the more of them are in use in
-    // part.
+    // Not all of it: the guest reports whole blocks of 2 MiB, and some are in use in part.
     let enough = full - FILLED_BYTES as u64 * 3 / 4;
     wait_until(&mut vmm, "memory was not given back", |vmm| held(vmm) < enough);
     println!("held: {} MiB filled, {} MiB after", full / MIB, held(&vmm) / MIB);
