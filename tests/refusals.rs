@@ -2,7 +2,7 @@
 //! half-made stays, and the agent lives. One of them fills the node's disk, so they run one after
 //! another: `--test-threads=1`.
 
-use std::env;
+use std::{env, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use holdfast_harness::{GROUP, Node, Outcome, Registry, top, wait_for};
@@ -80,7 +80,7 @@ fn images_that_cannot_be_had_are_refused_and_leave_nothing() -> Result<()> {
 
     // The registry dies while the image comes in.
     let child = node.command(&["image", "pull", &reference]).spawn()?;
-    std::thread::sleep(std::time::Duration::from_millis(1500));
+    std::thread::sleep(Duration::from_millis(1500));
     drop(registry);
     let outcome = Outcome::from(child.wait_with_output()?);
     if outcome.code != Some(0) {
@@ -158,7 +158,10 @@ fn output_without_end_is_cut_and_costs_the_agent_no_memory() -> Result<()> {
     let before = agent_kib()?;
     let path = format!("{GROUP}/sandboxes/{id}/executeShellCommand");
     let body = format!(r#"{{"command":"head -c {bytes} /dev/zero | tr '\\0' x; exit 3"}}"#);
-    let answer = node.api()?.send("POST", &path, body.into_bytes())?;
+    // Even an emulated node under load moves a MiB a second.
+    let patience = Duration::from_secs(240 + bytes / (1024 * 1024));
+    let api = node.api()?.with_patience(patience);
+    let answer = api.send("POST", &path, body.into_bytes())?;
     assert_eq!(answer.body["exitCode"], 3);
     let stdout = answer.body["stdout"].as_str().context("no stdout")?.len();
     let stderr = answer.body["stderr"].as_str().context("no stderr")?;

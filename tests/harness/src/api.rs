@@ -1,5 +1,7 @@
 //! Raw requests to a node's API, for what no well-behaved client would send.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use reqwest::{Certificate, Method, blocking::Client};
 use serde_json::Value;
@@ -28,6 +30,7 @@ pub struct Api {
     client: Client,
     endpoint: String,
     token: String,
+    patience: Duration,
 }
 
 impl Api {
@@ -38,9 +41,19 @@ impl Api {
         let client = Client::builder()
             .tls_built_in_root_certs(false)
             .add_root_certificate(ca)
-            .timeout(crate::PATIENCE)
             .build()?;
-        Ok(Self { client, endpoint: node.endpoint.clone(), token: node.token.clone() })
+        Ok(Self {
+            client,
+            endpoint: node.endpoint.clone(),
+            token: node.token.clone(),
+            patience: crate::PATIENCE,
+        })
+    }
+
+    /// The same node, asked for something that takes up to `patience`.
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// The same node with another token; `None`: without one.
@@ -51,7 +64,7 @@ impl Api {
 
     pub fn send(&self, method: &str, path: &str, body: Vec<u8>) -> Result<Answer> {
         let method = Method::from_bytes(method.as_bytes())?;
-        let mut request = self.client.request(method, format!("{}{path}", self.endpoint));
+        let mut request = self.client.request(method, format!("{}{path}", self.endpoint)).timeout(self.patience);
         if !self.token.is_empty() {
             request = request.bearer_auth(&self.token);
         }
