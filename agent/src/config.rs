@@ -122,6 +122,11 @@ pub struct Limits {
     pub io_mib_per_second: u32,
     /// Reads a second, and as many writes, in the same way. 0 is no limit.
     pub io_operations_per_second: u32,
+    /// MiB a second that a sandbox of one CPU may send, and as many receive; others in proportion
+    /// to their CPU. 0 is no limit.
+    pub network_mib_per_second: u32,
+    /// Frames a second each way, in the same way. 0 is no limit.
+    pub network_frames_per_second: u32,
 }
 
 impl Default for Api {
@@ -174,6 +179,9 @@ impl Default for Limits {
             // and one alone leaves most of it to others.
             io_mib_per_second: 400,
             io_operations_per_second: 10_000,
+            // A gigabit a second, in frames of a usual size.
+            network_mib_per_second: 125,
+            network_frames_per_second: 100_000,
         }
     }
 }

@@ -115,11 +115,17 @@ metrics! {
         "Exits of guests to the VMM by kind.", &[label("kind", &["mmio", "port_io", "other"])]);
     DEVICE_BYTES = metric("holdfast_device_bytes_total", Counter, "bytes",
         "Bytes through devices, as the guest sees their direction.",
-        &[label("device", &["disk", "vsock", "serial"]), label("direction", &["in", "out"])]);
+        &[
+            label("device", &["disk", "network", "vsock", "serial"]),
+            label("direction", &["in", "out"]),
+        ]);
     DEVICE_REQUESTS = metric("holdfast_device_requests_total", Counter, "requests",
-        "Requests to devices.", &[label("device", &["disk"])]);
+        "Requests to devices, or frames.", &[label("device", &["disk", "network"])]);
     DEVICE_ERRORS = metric("holdfast_device_errors_total", Counter, "errors",
-        "Requests that a device answered with an error.", &[label("device", &["disk"])]);
+        "Requests that a device answered with an error, or frames that it dropped.",
+        &[label("device", &["disk", "network"])]);
+    GIVEN_BACK = metric("holdfast_memory_given_back_bytes_total", Counter, "bytes",
+        "Memory that guests had used and gave back: free pages, and the balloon.", &[]);
     DEVICE_STOPS = metric("holdfast_device_stops_total", Counter, "devices",
         "Devices stopped because a guest broke their protocol.", &[]);
     SECCOMP_KILLS = metric("holdfast_seccomp_kills_total", Counter, "processes",
@@ -343,6 +349,8 @@ impl Metrics {
         let bytes = [
             (["disk", "in"], since(|s| s.disks.iter().map(|disk| disk.read_bytes).sum())),
             (["disk", "out"], since(|s| s.disks.iter().map(|disk| disk.written_bytes).sum())),
+            (["network", "in"], since(|s| s.networks.iter().map(|net| net.received_bytes).sum())),
+            (["network", "out"], since(|s| s.networks.iter().map(|net| net.sent_bytes).sum())),
             (["vsock", "in"], since(|s| s.vsock_rx_bytes)),
             (["vsock", "out"], since(|s| s.vsock_tx_bytes)),
             (["serial", "out"], since(|s| s.serial_bytes)),
@@ -352,8 +360,16 @@ impl Metrics {
         }
         let requests = since(|s| s.disks.iter().map(|disk| disk.requests).sum());
         self.add(&DEVICE_REQUESTS, &["disk"], requests);
+        let frames = since(|s| {
+            s.networks.iter().map(|net| net.received_frames.saturating_add(net.sent_frames)).sum()
+        });
+        self.add(&DEVICE_REQUESTS, &["network"], frames);
         let errors = since(|s| s.disks.iter().map(|disk| disk.errors).sum());
         self.add(&DEVICE_ERRORS, &["disk"], errors);
+        let dropped = since(|s| s.networks.iter().map(|net| net.dropped_frames).sum());
+        self.add(&DEVICE_ERRORS, &["network"], dropped);
+        let given_back = since(|s| s.balloon.map_or(0, |balloon| balloon.given_back_bytes));
+        self.add(&GIVEN_BACK, &[], given_back);
     }
 
     /// A conversion ended.
@@ -470,7 +486,7 @@ fn known_labels(labels: &[Label]) -> Vec<Vec<&'static str>> {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_wire::vmm::{DiskStats, Exits};
+    use holdfast_wire::vmm::{BalloonStats, DiskStats, Exits, NetworkStats};
 
     use super::*;
 
@@ -492,7 +508,22 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let disk = DiskStats { read_bytes: 100, written_bytes: 7, requests: 3, errors: 1 };
         let exits = Exits { mmio: 5, port_io: 2, other: 1 };
-        let now = Stats { exits, disks: vec![disk, disk], vsock_tx_bytes: 9, ..Stats::default() };
+        let network = NetworkStats {
+            received_bytes: 60,
+            received_frames: 1,
+            sent_bytes: 80,
+            sent_frames: 2,
+            dropped_frames: 4,
+        };
+        let balloon = BalloonStats { target_mib: 0, actual_mib: 0, given_back_bytes: 4096 };
+        let now = Stats {
+            exits,
+            disks: vec![disk, disk],
+            networks: vec![network],
+            balloon: Some(balloon),
+            vsock_tx_bytes: 9,
+            ..Stats::default()
+        };
         metrics.counted(&Stats::default(), &now);
         metrics.counted(&now, &now);
         let text = metrics.text().unwrap();
@@ -501,6 +532,10 @@ mod tests {
             r#"holdfast_device_bytes_total{device="disk",direction="in"} 200"#,
             r#"holdfast_device_bytes_total{device="vsock",direction="out"} 9"#,
             r#"holdfast_device_errors_total{device="disk"} 2"#,
+            r#"holdfast_device_bytes_total{device="network",direction="in"} 60"#,
+            r#"holdfast_device_requests_total{device="network"} 3"#,
+            r#"holdfast_device_errors_total{device="network"} 4"#,
+            "holdfast_memory_given_back_bytes_total 4096",
         ] {
             assert!(text.lines().any(|known| known == line), "{line}\n{text}");
         }

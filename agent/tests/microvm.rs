@@ -35,6 +35,13 @@ fn shell(script: &str) -> guest::Exec {
     }
 }
 
+/// Of a metric.
+fn counted(node: &Node, series: &str) -> f64 {
+    let text = node.metrics.text().unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(series)).unwrap();
+    line.trim().parse().unwrap()
+}
+
 #[derive(Debug, Default, PartialEq)]
 struct Heard {
     stdout: String,
@@ -239,11 +246,7 @@ async fn what_a_sandbox_did_is_in_the_metrics_and_no_counter_counts_it_twice() {
     node.registry.count().await;
     node.registry.delete(&id).await.unwrap();
     assert_eq!(node.registry.usage(&id), None);
-    let text = node.metrics.text().unwrap();
-    let value = |series: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(series)).unwrap();
-        line.trim().parse::<f64>().unwrap()
-    };
+    let value = |series: &str| counted(&node, series);
     let exact = [
         ("holdfast_boots_total{outcome=\"done\"}", 1.0),
         ("holdfast_boots_total{outcome=\"failed\"}", 0.0),
@@ -262,6 +265,55 @@ async fn what_a_sandbox_did_is_in_the_metrics_and_no_counter_counts_it_twice() {
     // Counted twice it would be far more than a boot takes.
     assert!(exits > 0.0 && exits < 20_000.0, "{exits}");
     assert!(read > 0.0 && read < 64e6, "{read}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_brings_its_network_up_is_heard_by_nobody() {
+    let node = Node::start().await;
+    let id = node.running(spec(128)).await;
+    let up =
+        "ifconfig eth0 192.168.127.2 netmask 255.255.255.252 up && cat /sys/class/net/eth0/mtu";
+    let heard = run(&node, &id, shell(up), b"").await;
+    assert_eq!(
+        (heard.stdout.as_str(), heard.exited),
+        ("1500\n", Some(Exited::Code(0))),
+        "{heard:?}"
+    );
+    let ask = "ping -c 2 -W 1 192.168.127.1; ifconfig eth0";
+    let heard = run(&node, &id, shell(ask), b"").await;
+    assert!(heard.stdout.contains("100% packet loss"), "{heard:?}");
+    node.registry.count().await;
+    let moved = |direction| {
+        let labels = format!("{{device=\"network\",direction=\"{direction}\"}}");
+        counted(&node, &format!("holdfast_device_bytes_total{labels}"))
+    };
+    // It asked, and no answer nor anything else came.
+    assert!(moved("out") > 0.0 && moved("in") == 0.0, "{} {}", moved("out"), moved("in"));
+    node.registry.delete(&id).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_gives_the_memory_back_that_it_does_not_need_any_more() {
+    const NEEDED_MIB: u64 = 96;
+    let node = Node::start().await;
+    let id = node.running(spec(256)).await;
+    let held = || node.registry.usage(&id).unwrap().memory_bytes >> 20;
+    let before = held();
+    let need = format!("dd if=/dev/zero of=/dev/null bs={NEEDED_MIB}M count=1");
+    run(&node, &id, shell(&need), b"").await;
+    let peak = node.registry.usage(&id).unwrap().memory_peak_bytes >> 20;
+    assert!(peak >= before + NEEDED_MIB * 3 / 4, "{before} MiB, at its peak {peak}");
+    // The guest's kernel reports free pages every two seconds.
+    let mut waits = 0;
+    while held() > before + NEEDED_MIB / 4 {
+        waits += 1;
+        assert!(waits < 300, "{before} MiB before, {peak} at the peak, {} held", held());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    node.registry.count().await;
+    let given_back = counted(&node, "holdfast_memory_given_back_bytes_total");
+    assert!(given_back >= (NEEDED_MIB << 20) as f64 / 2.0, "{given_back} bytes");
+    node.registry.delete(&id).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,10 @@
-//! Egress policy as data, and the host's own rules. In this release there is one policy: nothing
-//! leaves a sandbox, because it has no network device.
+//! Egress policy as data, and the rules that hold where no policy speaks. In this release there is
+//! one policy: nothing leaves a sandbox.
 #![forbid(unsafe_code)]
 
 /// What nftables of the host enforces from boot on, in the language of nft(8).
 pub const HOST_RULESET: &str = include_str!("../host.nft");
+
+/// What nftables enforces in the network namespace of every sandbox, whose one link is the tap
+/// `tap0`: nothing passes. In the language of nft(8).
+pub const SANDBOX_RULESET: &str = include_str!("../sandbox.nft");

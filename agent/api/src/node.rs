@@ -54,9 +54,9 @@ pub struct NodeStatus {
     pub disk_mib: DiskUse,
     /// Sandboxes at most, in whatever state.
     pub sandboxes_max: u32,
-    /// Number of the disk whose traffic is bounded, `major:minor`. None: traffic is not bounded.
+    /// What bounds sandboxes' disk traffic, in words. None: nothing does.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub io_device: Option<String>,
+    pub disk_bound: Option<String>,
     /// Creates refused since the daemon started.
     pub refusals: Refusals,
     /// In the order of their ids.

@@ -61,8 +61,8 @@ fn summary(status: &NodeStatus) -> [(&'static str, String); 6] {
         ("disk", format!("{} of {} MiB free", status.disk_mib.available, status.disk_mib.total)),
         (
             "traffic",
-            match &status.io_device {
-                Some(device) => format!("bounded on device {device}"),
+            match &status.disk_bound {
+                Some(bound) => format!("of disks {bound}"),
                 None => "of disks is not bounded".to_owned(),
             },
         ),
@@ -134,7 +134,7 @@ mod tests {
             cpu_factor: 4.0,
             disk_mib: DiskUse { total: 10, available: 5 },
             sandboxes_max: 1000,
-            io_device: None,
+            disk_bound: None,
             refusals: Refusals { memory: 2, ..Refusals::default() },
             sandboxes: vec![sandbox(None)],
         };

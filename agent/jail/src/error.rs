@@ -30,6 +30,12 @@ pub enum JailError {
         #[source]
         source: io::Error,
     },
+    #[error("a sandbox's network cannot {what}")]
+    Slot {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot hand a file descriptor over")]
     Handover(#[source] io::Error),
     #[error("{fds} descriptors are too many to hand over")]
@@ -74,6 +80,9 @@ impl JailError {
             Self::Undead { .. } => "a process hangs in the kernel; the kernel's log says where",
             Self::RunFolder { .. } => "see paths.run: a writable tmpfs is expected",
             Self::Memory { .. } | Self::Handover(_) => "the node is out of memory or descriptors",
+            Self::Slot { .. } => {
+                "holdfastd needs CAP_NET_ADMIN, /dev/net/tun, nft, and a kernel with nftables"
+            }
             Self::TooManyFds { .. } => "use an image of fewer layers",
             Self::Shim { .. } => {
                 "holdfastd needs its capabilities (see its unit), and agent and shim must be of one build"

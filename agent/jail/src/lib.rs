@@ -1,4 +1,4 @@
-//! What the host lends one microVM: cgroup, run folder, memory, the VMM process.
+//! What the host lends one microVM: cgroup, run folder, memory, network, the VMM process.
 //!
 //! Each is a guard: dropping it takes it back, and what a killed agent could not drop is found by
 //! its name at the next start. Dropping may block for some milliseconds: do it off async threads.
@@ -13,6 +13,7 @@ mod process;
 mod record;
 mod run_folder;
 mod shim;
+mod slot;
 #[allow(unsafe_code)]
 mod sys;
 mod vmm;
@@ -26,4 +27,5 @@ pub use memory::{guest_memory, sealed_bytes};
 pub use process::{Confinement, Handover, Identity, ProcessLimits, confine, in_words};
 pub use run_folder::{RunFolder, sweep_run_folders};
 pub use shim::run as run_shim;
+pub use slot::tap_in_a_slot;
 pub use vmm::{Adopted, VmmPlan, VmmProcess};

@@ -1,11 +1,23 @@
-//! What a child does between fork and exec.
+//! Calls for which no safe wrapper exists: what a child does between fork and exec, and taps.
 
-use std::{io, os::unix::process::CommandExt, process::Command};
+use std::{
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
+};
 
 use rustix::{
+    fs::{Mode, OFlags, open},
     io::{FdFlags, fcntl_setfd},
+    net::{AddressFamily, SocketFlags, SocketType, socket_with},
     process::{Gid, Resource, Rlimit, Uid, setrlimit},
-    thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid},
+    thread::{
+        UnshareFlags, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+        unshare_unsafe,
+    },
 };
 
 use crate::{Confinement, Identity};
@@ -54,4 +66,54 @@ fn close_on_exec_from(first: u32) -> io::Result<()> {
     // it closes nothing now, so no descriptor that Rust owns becomes invalid.
     let outcome = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Leaves namespaces of the process for new ones, in this thread alone.
+pub(crate) fn unshare_thread(flags: UnshareFlags) -> io::Result<()> {
+    debug_assert!(!flags.contains(UnshareFlags::FILES));
+    // SAFETY: what makes this unsafe is a thread whose table of descriptors is no longer that of the
+    // others; the flag for it is not among those given (see the callers).
+    Ok(unsafe { unshare_unsafe(flags) }?)
+}
+
+/// Makes a tap of this thread's network namespace: Ethernet frames behind a virtio header.
+pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let tap = open("/dev/net/tun", flags, Mode::empty())?;
+    let mut request = link_request(name)?;
+    request.ifr_ifru.ifru_flags = short(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is, alive during the call; the
+    // descriptor is open.
+    let outcome = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
+    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(tap) }
+}
+
+/// Lets a link of this thread's network namespace carry frames. Not multicast: the kernel would join
+/// groups of its own accord.
+pub(crate) fn set_link_up(name: &str) -> io::Result<()> {
+    let any = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let mut request = link_request(name)?;
+    request.ifr_ifru.ifru_flags = short(libc::IFF_UP)?;
+    // SAFETY: SIOCSIFFLAGS reads one `ifreq`, which `request` is, alive during the call; the
+    // descriptor is open.
+    let outcome =
+        unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) };
+    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn link_request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: a structure of integers and arrays of them, for which zeros are a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // One place stays for the zero that ends it.
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (place, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *place = byte.cast_signed();
+    }
+    Ok(request)
+}
+
+fn short(flags: libc::c_int) -> io::Result<libc::c_short> {
+    flags.try_into().map_err(io::Error::other)
 }

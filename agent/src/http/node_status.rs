@@ -83,7 +83,7 @@ async fn status_of(app: &Arc<App>) -> Result<NodeStatus, Problem> {
         cpu_factor: app.config.capacity.cpu_factor,
         disk_mib,
         sandboxes_max: app.config.limits.sandboxes_max,
-        io_device: app.registry.io_device().map(|device| device.to_string()),
+        disk_bound: app.registry.disk_bounded_by(),
         refusals: Refusals {
             memory: refused.memory,
             cpu: refused.cpu,
@@ -128,13 +128,12 @@ async fn checks(app: &Arc<App>) -> Vec<HostCheck> {
             Ok(()) => host::ok("cgroups", "cpu, memory and pids are there for sandboxes"),
             Err(error) => host::failed("cgroups", error_chain(&error), error.hint()),
         });
-        checks.push(match app.registry.io_device() {
-            Some(device) => host::ok("disk traffic", format!("bounded on device {device}")),
+        checks.push(match app.registry.disk_bounded_by() {
+            Some(bound) => host::ok("disk traffic", bound),
             None => host::warning(
                 "disk traffic",
                 "not bounded: one sandbox can take all of the disk's",
-                "keep the state folder on one disk, offer the cgroups the io controller, and set \
-                 limits.io_mib_per_second",
+                "set limits.io_mib_per_second",
             ),
         });
         checks

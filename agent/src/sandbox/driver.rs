@@ -24,7 +24,7 @@ use super::{
     disk::Disks,
     guest::GuestLink,
     launch::{self, BootError, Booted, Lent, Machine, ms_since},
-    limits::IoPolicy,
+    limits::Traffic,
     uid::Uids,
 };
 use crate::{
@@ -63,8 +63,7 @@ pub(super) struct Node {
     /// Launches under way.
     pub(super) launches: Semaphore,
     pub(super) cgroups: CgroupTree,
-    /// `None`: disk traffic is not bounded.
-    pub(super) io: Option<IoPolicy>,
+    pub(super) traffic: Traffic,
     pub(super) smt: Smt,
     /// Folder of the run folders.
     pub(super) run: PathBuf,

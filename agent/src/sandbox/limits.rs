@@ -4,6 +4,7 @@
 use holdfast_jail::{BlockDevice, IoLimits, Limits};
 use holdfast_model::{Mib, MilliCpu, Resources};
 use holdfast_scheduler::Demand;
+use holdfast_wire::vmm::{self, Rate};
 
 use crate::config;
 
@@ -32,36 +33,96 @@ const WEIGHT_PER_CPU: u32 = 100;
 /// Free disk without which no sandbox begins: what a fresh one writes in its first minutes.
 const DISK_START: Mib = Mib(256);
 
-/// How quickly a sandbox of one CPU may read, and as quickly write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct IoPolicy {
-    pub(super) device: BlockDevice,
-    pub(super) mib_per_second: u32,
-    pub(super) operations_per_second: u32,
+/// How long a sandbox may move bytes as quickly as it can before the VMM holds it to its rate.
+const BURST_MS: u64 = 100;
+
+/// How quickly a sandbox of one CPU may move bytes, each way. 0 is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Speed {
+    bytes_per_second: u64,
+    operations_per_second: u64,
 }
 
-impl IoPolicy {
-    /// `None`: the configuration bounds nothing.
-    pub(super) fn of(limits: &config::Limits, device: BlockDevice) -> Option<Self> {
-        let (mib, operations) = (limits.io_mib_per_second, limits.io_operations_per_second);
-        (mib > 0 || operations > 0).then_some(Self {
-            device,
-            mib_per_second: mib,
-            operations_per_second: operations,
-        })
+impl Speed {
+    fn new(mib_per_second: u32, operations_per_second: u32) -> Self {
+        Self {
+            bytes_per_second: Mib(mib_per_second).bytes(),
+            operations_per_second: operations_per_second.into(),
+        }
     }
 
-    fn share(self, cpu: MilliCpu) -> IoLimits {
+    /// That of a sandbox with so much CPU.
+    fn share(self, cpu: MilliCpu) -> Self {
         // One at least: 0 would be no limit.
         let part = |whole: u64| match whole {
             0 => 0,
             whole => (whole.saturating_mul(u64::from(cpu.0)) / 1000).max(1),
         };
-        IoLimits {
-            device: self.device,
-            bytes_per_second: part(Mib(self.mib_per_second).bytes()),
-            operations_per_second: part(self.operations_per_second.into()),
+        Self {
+            bytes_per_second: part(self.bytes_per_second),
+            operations_per_second: part(self.operations_per_second),
         }
+    }
+
+    /// As token buckets of a VMM.
+    fn buckets(self) -> vmm::IoLimits {
+        let rate = |per_second: u64| {
+            let burst = per_second.saturating_mul(BURST_MS).div_ceil(1000);
+            (per_second > 0).then_some(Rate { per_second, burst })
+        };
+        vmm::IoLimits {
+            bytes: rate(self.bytes_per_second),
+            operations: rate(self.operations_per_second),
+        }
+    }
+}
+
+/// What bounds the traffic of sandboxes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Traffic {
+    disk: Speed,
+    network: Speed,
+    /// The disk that cgroups bound. `None`: they cannot.
+    device: Option<BlockDevice>,
+}
+
+impl Traffic {
+    /// `device`: where disk traffic goes, if that is one device and cgroups can bound it.
+    pub(super) fn new(limits: &config::Limits, device: Option<BlockDevice>) -> Self {
+        Self {
+            disk: Speed::new(limits.io_mib_per_second, limits.io_operations_per_second),
+            network: Speed::new(limits.network_mib_per_second, limits.network_frames_per_second),
+            device,
+        }
+    }
+
+    /// How sandboxes' disk traffic is bounded, in words; `None`: not at all.
+    pub(super) fn disk_bounded_by(&self) -> Option<String> {
+        let bounded = self.disk != Speed::default();
+        bounded.then(|| match self.device {
+            Some(device) => format!("bounded on device {device}"),
+            None => "bounded by each VMM, for its own disk".to_owned(),
+        })
+    }
+
+    fn cgroup(&self, cpu: MilliCpu) -> Option<IoLimits> {
+        let Speed { bytes_per_second, operations_per_second } = self.disk.share(cpu);
+        let device = self.device.filter(|_| self.disk != Speed::default())?;
+        Some(IoLimits { device, bytes_per_second, operations_per_second })
+    }
+
+    /// What the VMM holds a sandbox's own disk to: nothing where its cgroup does, which bounds what
+    /// reaches the disk and not what the page cache answers.
+    pub(super) fn disk_buckets(&self, cpu: MilliCpu) -> vmm::IoLimits {
+        match self.device {
+            Some(_) => vmm::IoLimits::default(),
+            None => self.disk.share(cpu).buckets(),
+        }
+    }
+
+    /// What the VMM holds a sandbox's network to, each way.
+    pub(super) fn network_buckets(&self, cpu: MilliCpu) -> vmm::IoLimits {
+        self.network.share(cpu).buckets()
     }
 }
 
@@ -74,7 +135,7 @@ pub(super) fn demand(resources: Resources) -> Demand {
 }
 
 /// What holds for its cgroup from its first instruction on.
-pub(super) fn at_boot(resources: Resources, memory: Mib, io: Option<IoPolicy>) -> Limits {
+pub(super) fn at_boot(resources: Resources, memory: Mib, traffic: &Traffic) -> Limits {
     Limits {
         // A boot has whole CPUs: held to a quarter of one it would take four times as long and
         // use no less. Boots take turns instead.
@@ -82,7 +143,7 @@ pub(super) fn at_boot(resources: Resources, memory: Mib, io: Option<IoPolicy>) -
         cpu_weight: (resources.cpu.0 * WEIGHT_PER_CPU / 1000).max(1),
         memory,
         pids: VMM_PIDS_MAX,
-        io: io.map(|policy| policy.share(resources.cpu)),
+        io: traffic.cgroup(resources.cpu),
     }
 }
 
@@ -95,8 +156,8 @@ mod tests {
     fn of_tier(cpu: u32, memory: u32) -> (Demand, Limits) {
         let resources = Resources::new(MilliCpu(cpu), Mib(memory), None).unwrap();
         let demand = demand(resources);
-        let io = IoPolicy { device: DISK, mib_per_second: 400, operations_per_second: 10_000 };
-        (demand, at_boot(resources, demand.memory, Some(io)))
+        let traffic = Traffic::new(&config::Limits::default(), Some(DISK));
+        (demand, at_boot(resources, demand.memory, &traffic))
     }
 
     #[test]
@@ -135,9 +196,24 @@ mod tests {
             io_operations_per_second: 0,
             ..config::Limits::default()
         };
-        assert_eq!(IoPolicy::of(&free, DISK), None);
+        let traffic = Traffic::new(&free, Some(DISK));
+        assert_eq!(traffic.cgroup(MilliCpu(250)), None);
+        assert_eq!(traffic.disk_bounded_by(), None);
         let half = config::Limits { io_mib_per_second: 1, ..free };
-        let share = IoPolicy::of(&half, DISK).unwrap().share(MilliCpu(250));
+        let share = Traffic::new(&half, Some(DISK)).cgroup(MilliCpu(250)).unwrap();
         assert_eq!((share.bytes_per_second, share.operations_per_second), (256 * 1024, 0));
+    }
+
+    #[test]
+    fn the_vmm_bounds_the_network_and_the_disk_if_no_cgroup_can() {
+        let of = |device| Traffic::new(&config::Limits::default(), device);
+        let network = of(Some(DISK)).network_buckets(MilliCpu(250));
+        let bytes = 125 * 1024 * 1024 / 4;
+        assert_eq!(network.bytes, Some(Rate { per_second: bytes, burst: bytes.div_ceil(10) }));
+        assert_eq!(network.operations, Some(Rate { per_second: 25_000, burst: 2500 }));
+
+        assert_eq!(of(Some(DISK)).disk_buckets(MilliCpu(1000)), vmm::IoLimits::default());
+        let disk = of(None).disk_buckets(MilliCpu(1000));
+        assert_eq!(disk.operations, Some(Rate { per_second: 10_000, burst: 1000 }));
     }
 }

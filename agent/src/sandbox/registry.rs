@@ -32,7 +32,7 @@ use super::{
     disk::Disks,
     driver::{Ask, Beginning, Driver, Ending, INBOX_MAX, Launch, Live, Node, Status},
     launch::launches_max,
-    limits::{self, IoPolicy},
+    limits::{self, Traffic},
     now_ms,
     recover::{self, Recovered},
     uid::Uids,
@@ -116,7 +116,7 @@ impl Registry {
             disks: Disks::new(&paths.state),
             uids: Uids::default(),
             launches: Semaphore::new(launches_max()),
-            io: io_policy(parts.config, &cgroups),
+            traffic: Traffic::new(&parts.config.limits, bounded_disk(parts.config, &cgroups)),
             smt: parts.config.host.smt,
             cgroups,
             run: paths.run.join("sandboxes"),
@@ -407,9 +407,9 @@ impl Registry {
             .collect()
     }
 
-    /// The disk whose traffic is bounded. `None`: there is no bound.
-    pub fn io_device(&self) -> Option<BlockDevice> {
-        self.node.io.map(|policy| policy.device)
+    /// What bounds disk traffic, in words. `None`: nothing does.
+    pub fn disk_bounded_by(&self) -> Option<String> {
+        self.node.traffic.disk_bounded_by()
     }
 
     /// Whether cgroups can be made with all that sandboxes need.
@@ -477,24 +477,17 @@ fn free_disk(folder: &Path) -> io::Result<Mib> {
     Ok(Mib(u32::try_from(mib).unwrap_or(u32::MAX)))
 }
 
-/// How disk traffic is bounded, or why not, in the log.
-fn io_policy(config: &Config, cgroups: &CgroupTree) -> Option<IoPolicy> {
+/// The disk whose traffic cgroups bound, or why there is none, in the log.
+fn bounded_disk(config: &Config, cgroups: &CgroupTree) -> Option<BlockDevice> {
     let state = &config.paths.state;
-    match BlockDevice::below(state) {
-        Ok(Some(device)) if cgroups.bounds_io() => IoPolicy::of(&config.limits, device),
-        Ok(Some(_)) => {
-            warn!("disk traffic is not bounded: the cgroups have no io controller");
-            None
-        }
-        Ok(None) => {
-            warn!(path:% = state.display(); "disk traffic is not bounded: not on one disk");
-            None
-        }
-        Err(error) => {
-            warn!(path:% = state.display(), error:%; "disk traffic is not bounded");
-            None
-        }
-    }
+    let reason = match BlockDevice::below(state) {
+        Ok(Some(device)) if cgroups.bounds_io() => return Some(device),
+        Ok(Some(_)) => "the cgroups have no io controller".to_owned(),
+        Ok(None) => "the state folder is not on one disk".to_owned(),
+        Err(error) => error_chain(&error),
+    };
+    warn!(path:% = state.display(), reason:%; "disk traffic is bounded by the VMMs alone");
+    None
 }
 
 /// CPUs and memory of this machine.

@@ -38,10 +38,8 @@ impl Api {
         // Another test of this process may have installed it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let ca = Certificate::from_pem(&fs_err::read(&node.ca)?)?;
-        let client = Client::builder()
-            .tls_built_in_root_certs(false)
-            .add_root_certificate(ca)
-            .build()?;
+        let client =
+            Client::builder().tls_built_in_root_certs(false).add_root_certificate(ca).build()?;
         Ok(Self {
             client,
             endpoint: node.endpoint.clone(),
@@ -64,7 +62,8 @@ impl Api {
 
     pub fn send(&self, method: &str, path: &str, body: Vec<u8>) -> Result<Answer> {
         let method = Method::from_bytes(method.as_bytes())?;
-        let mut request = self.client.request(method, format!("{}{path}", self.endpoint)).timeout(self.patience);
+        let mut request =
+            self.client.request(method, format!("{}{path}", self.endpoint)).timeout(self.patience);
         if !self.token.is_empty() {
             request = request.bearer_auth(&self.token);
         }
