@@ -6,6 +6,8 @@
 
 #[path = "microvm/api.rs"]
 mod api;
+#[path = "microvm/crowd.rs"]
+mod crowd;
 #[path = "microvm/node.rs"]
 mod node;
 
@@ -314,25 +316,4 @@ async fn a_guest_gives_the_memory_back_that_it_does_not_need_any_more() {
     let given_back = counted(&node, "holdfast_memory_given_back_bytes_total");
     assert!(given_back >= (NEEDED_MIB << 20) as f64 / 2.0, "{given_back} bytes");
     node.registry.delete(&id).await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn many_sandboxes_made_at_once_all_run_and_all_go() {
-    let node = Node::start().await;
-    let creates = (0..6).map(|_| node.registry.create(node::group(), spec(128), None));
-    let made = futures_util::future::join_all(creates).await;
-    let ids: Vec<SandboxId> = made.into_iter().map(|record| record.unwrap().id).collect();
-    for id in &ids {
-        let record = node.settled(id, |state| state != State::Creating).await;
-        assert_eq!(record.state, State::Running, "{:?}", record.failure);
-        assert_eq!(run(&node, id, shell("hostname"), b"").await.stdout, format!("{id}\n"));
-    }
-    let deletes = ids.iter().map(|id| node.registry.delete(id));
-    for outcome in futures_util::future::join_all(deletes).await {
-        outcome.unwrap();
-    }
-    for id in &ids {
-        assert_eq!(node.traces(id), Vec::<String>::new());
-    }
-    assert_eq!(node.registry.free(), node.registry.limits());
 }

@@ -1,4 +1,4 @@
-//! What starts shims, and asks them for one thing.
+//! What starts the nursery, has it fork shims, and gives each its orders.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -22,7 +22,7 @@ use rustix::{
 
 use crate::{
     JailError,
-    shim::{FDS_MAX, MESSAGE_BYTES_MAX, Task, answer_from_bytes},
+    shim::{ANSWER_FDS, FDS_MAX, MESSAGE_BYTES_MAX, Orders, REQUEST, answer_from_bytes},
 };
 
 /// How long a shim may take until the VMM's program runs. Only a hung kernel takes so long.
@@ -34,114 +34,136 @@ const ANSWER_BYTES_MAX: usize = 1024;
 #[derive(Debug, Clone)]
 pub struct Jailer {
     /// The program `holdfast-shim`.
-    pub(crate) shim: PathBuf,
-    /// A mount namespace with nothing in it, once one was needed. All VMMs begin there.
-    room: Arc<OnceLock<OwnedFd>>,
+    program: PathBuf,
+    /// `None`: not needed yet, or gone.
+    nursery: Arc<Mutex<Option<Nursery>>>,
 }
 
 impl Jailer {
     pub fn new(shim: impl Into<PathBuf>) -> Self {
-        Self { shim: shim.into(), room: Arc::default() }
+        Self { program: shim.into(), nursery: Arc::default() }
     }
 
-    pub(crate) fn room(&self) -> Result<BorrowedFd<'_>, JailError> {
-        if let Some(room) = self.room.get() {
-            return Ok(room.as_fd());
+    /// A shim that waits for its orders. `log`: what it and its VMM have as stderr.
+    pub(crate) fn shim(&self, log: BorrowedFd<'_>) -> Result<Shim, JailError> {
+        // A thread that panicked left either a whole nursery or none.
+        let mut nursery = self.nursery.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = &*nursery {
+            match there.fork(log) {
+                // Somebody has killed it.
+                Err(errno) if errno == Errno::PIPE || errno == Errno::CONNRESET => {
+                    warn!(pid = there.child.id(); "nursery of the shims is gone; there will be a new one");
+                    *nursery = None;
+                }
+                outcome => return outcome.map_err(cut),
+            }
         }
-        let shim = Shim::spawn(&self.shim, Stdio::inherit())?;
-        let made = shim.order(&Task::Room, &[])?;
-        let made = made.ok_or_else(|| cut(Errno::BADMSG))?;
-        // Another may have made one meanwhile; then this one goes.
-        Ok(self.room.get_or_init(|| made).as_fd())
+        let new = nursery.insert(Nursery::spawn(&self.program)?);
+        new.fork(log).map_err(cut)
     }
 }
 
-/// A shim on its way. Killed and reaped on drop.
-pub(crate) struct Shim {
-    child: Option<Child>,
+/// The process that forks shims. Killed and reaped on drop; its shims go on.
+#[derive(Debug)]
+struct Nursery {
+    child: Child,
     socket: OwnedFd,
 }
 
-impl Shim {
-    pub(crate) fn spawn(program: &Path, log: Stdio) -> Result<Self, JailError> {
-        let kind = SocketType::SEQPACKET;
-        let (socket, theirs) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
-            .map_err(|errno| JailError::Handover(errno.into()))?;
-        // Nothing here needs a step between fork and exec, so that the standard library starts it
-        // without copying the agent's page tables, which grow with the number of sandboxes.
+impl Nursery {
+    fn spawn(program: &Path) -> Result<Self, JailError> {
+        let (socket, theirs) = pair().map_err(|errno| JailError::Handover(errno.into()))?;
         let child = Command::new(program)
             .env_clear()
             .current_dir("/")
             .stdin(theirs)
             .stdout(Stdio::null())
-            .stderr(log)
             .spawn()
             .map_err(spawn_error(program))?;
-        Ok(Self { child: Some(child), socket })
+        let nursery = Self { child, socket };
+        let [] = answer(&nursery.socket)?;
+        Ok(nursery)
     }
 
-    /// Sends the task and waits until it is done. Gives the descriptor that came back, if one did.
-    pub(crate) fn order(
-        &self,
-        task: &Task,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<Option<OwnedFd>, JailError> {
-        let orders = task.to_text();
-        if orders.len() > MESSAGE_BYTES_MAX {
-            return Err(cut(Errno::MSGSIZE));
-        }
-        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
-            return Err(JailError::TooManyFds { fds: fds.len() });
-        }
-        let text = [IoSlice::new(orders.as_bytes())];
-        retry_on_intr(|| sendmsg(&self.socket, &text, &mut ancillary, SendFlags::NOSIGNAL))
-            .map_err(cut)?;
-        if !is_readable_within(&self.socket, START_PATIENCE) {
-            return Err(cut(Errno::TIMEDOUT));
-        }
-        self.answer()
-    }
-
-    fn answer(&self) -> Result<Option<OwnedFd>, JailError> {
-        let mut bytes = [0; ANSWER_BYTES_MAX];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::CMSG_CLOEXEC;
-        let mut pieces = [IoSliceMut::new(&mut bytes)];
-        let got = retry_on_intr(|| recvmsg(&self.socket, &mut pieces, &mut ancillary, flags))
-            .map_err(cut)?;
-        let fd = ancillary.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
-        });
-        match answer_from_bytes(&bytes[..got.bytes]) {
-            Some(Ok(())) => Ok(fd),
-            Some(Err(failure)) => Err(JailError::Shim {
-                step: failure.step,
-                source: io::Error::from_raw_os_error(failure.errno),
-            }),
-            // It ended without a word.
-            None => Err(cut(Errno::PIPE)),
-        }
-    }
-
-    /// Leaves it to the caller to reap.
-    pub(crate) fn keep(mut self) -> Option<Child> {
-        self.child.take()
+    fn fork(&self, log: BorrowedFd<'_>) -> Result<Shim, Errno> {
+        let (socket, theirs) = pair()?;
+        send(&self.socket, REQUEST, &[theirs.as_fd(), log])?;
+        Ok(Shim { socket })
     }
 }
 
-impl Drop for Shim {
+impl Drop for Nursery {
     fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            // Fails when it has ended, which is what is wanted.
-            let _ = child.kill();
-            if let Err(error) = child.wait() {
-                warn!(pid = child.id(), error:%; "shim not reaped");
-            }
+        // Fails when it has ended, which is what is wanted.
+        let _ = self.child.kill();
+        if let Err(error) = self.child.wait() {
+            warn!(pid = self.child.id(), error:%; "nursery of the shims not reaped");
         }
+    }
+}
+
+/// A shim on its way. One that cannot answer because this is dropped ends, and its VMM with it.
+pub(crate) struct Shim {
+    socket: OwnedFd,
+}
+
+impl Shim {
+    /// Sends the orders, and waits until the VMM's program runs. Gives handles of shim and VMM.
+    pub(crate) fn order(
+        self,
+        orders: &Orders,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<[OwnedFd; ANSWER_FDS], JailError> {
+        let text = orders.to_text();
+        if text.len() > MESSAGE_BYTES_MAX {
+            return Err(cut(Errno::MSGSIZE));
+        }
+        send(&self.socket, text.as_bytes(), fds).map_err(cut)?;
+        answer(&self.socket)
+    }
+}
+
+fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let kind = SocketType::SEQPACKET;
+    socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
+}
+
+/// One message. At most [`FDS_MAX`] descriptors.
+fn send(socket: &OwnedFd, text: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(Errno::MSGSIZE);
+    }
+    let text = [IoSlice::new(text)];
+    retry_on_intr(|| sendmsg(socket, &text, &mut ancillary, SendFlags::NOSIGNAL)).map(drop)
+}
+
+/// Waits for an answer that comes with so many descriptors.
+fn answer<const FDS: usize>(socket: &OwnedFd) -> Result<[OwnedFd; FDS], JailError> {
+    if !is_readable_within(socket, START_PATIENCE) {
+        return Err(cut(Errno::TIMEDOUT));
+    }
+    let mut bytes = [0; ANSWER_BYTES_MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(ANSWER_FDS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let mut pieces = [IoSliceMut::new(&mut bytes)];
+    let got = retry_on_intr(|| recvmsg(socket, &mut pieces, &mut ancillary, flags)).map_err(cut)?;
+    let mut fds = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    match answer_from_bytes(&bytes[..got.bytes]) {
+        Some(Ok(())) => fds.try_into().map_err(|_| cut(Errno::BADMSG)),
+        Some(Err(failure)) => Err(JailError::Shim {
+            step: failure.step,
+            source: io::Error::from_raw_os_error(failure.errno),
+        }),
+        // It ended without a word.
+        None => Err(cut(Errno::PIPE)),
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
         unix::process::ExitStatusExt,
     },
     path::Path,
-    process::{Child, ExitStatus},
+    process::ExitStatus,
     time::Duration,
 };
 
@@ -16,15 +16,15 @@ use log::warn;
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
-    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+    process::{Signal, pidfd_send_signal},
 };
 
 use crate::{
     Cgroup, Handover, Identity, JailError, Jailer, ProcessLimits, RunFolder,
-    jailer::{Shim, is_readable_within, spawn_error},
+    jailer::{is_readable_within, spawn_error},
     memory::sealed_bytes,
     record::{self, Pids},
-    shim::{HANDED_MAX, OWN_FDS, Orders, Task},
+    shim::{HANDED_MAX, OWN_FDS, Orders},
 };
 
 /// How long a killed VMM may take to go. Freeing gigabytes of guest memory takes most of it.
@@ -52,10 +52,8 @@ pub struct VmmPlan<'a> {
 #[must_use = "dropping the guard kills the VMM"]
 #[derive(Debug)]
 pub struct VmmProcess {
-    /// The shim as our child, which is to be reaped. `None`: an earlier agent started it.
-    child: Option<Child>,
     shim: OwnedFd,
-    /// `None`: it had ended before we could take hold of it.
+    /// `None`: it had ended before this agent could take hold of it.
     vmm: Option<OwnedFd>,
     vmm_pid: u32,
     /// Where the shim records its end.
@@ -95,30 +93,17 @@ impl VmmProcess {
         let pids = plan.run.record(record::PIDS)?;
         let exit = plan.run.record(record::EXIT)?;
         let config = sealed_bytes(plan.config).map_err(JailError::Handover)?;
-        let room = plan.jailer.room()?;
         let own: [BorrowedFd<'_>; OWN_FDS] =
-            [program.as_fd(), room, door.as_fd(), pids.as_fd(), exit.as_fd(), config.as_fd()];
+            [program.as_fd(), door.as_fd(), pids.as_fd(), exit.as_fd(), config.as_fd()];
         let fds: Vec<_> =
             own.into_iter().chain(plan.handover.given.iter().map(AsFd::as_fd)).collect();
-
-        let shim = Shim::spawn(&plan.jailer.shim, plan.log.into_parts().0.into())?;
-        shim.order(&Task::Vmm(orders), &fds)?;
-        Self::of(shim, &pids, exit)
-    }
-
-    fn of(shim: Shim, pids: &fs::File, exit: fs::File) -> Result<Self, JailError> {
+        let [shim, vmm] = plan.jailer.shim(plan.log.as_fd())?.order(&orders, &fds)?;
         let unknown = |source: io::Error| JailError::Shim { step: "be held".to_owned(), source };
-        let pids = Pids::read(pids).map_err(unknown)?;
+        let pids = Pids::read(&pids).map_err(unknown)?;
         let pids = pids.ok_or_else(|| unknown(io::ErrorKind::InvalidData.into()))?;
-        let pid = Pid::from_raw(pids.shim.pid).ok_or(Errno::SRCH);
-        // Our child until we reap it, so its number is its own.
-        let handle = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK));
-        let handle = handle.map_err(|errno| unknown(errno.into()))?;
-        let vmm = pids.vmm.handle().map_err(unknown)?;
         Ok(Self {
-            child: shim.keep(),
-            shim: handle,
-            vmm,
+            shim,
+            vmm: Some(vmm),
             vmm_pid: pids.vmm.pid.unsigned_abs(),
             exit,
             status: None,
@@ -149,7 +134,6 @@ impl VmmProcess {
         match shim {
             Some(shim) if !is_readable_within(&shim, Duration::ZERO) => {
                 Ok(Adopted::Running(Self {
-                    child: None,
                     shim,
                     vmm,
                     vmm_pid: pids.vmm.pid.unsigned_abs(),
@@ -195,12 +179,7 @@ impl VmmProcess {
     }
 
     /// The shim has ended.
-    fn status_at_end(&mut self) -> ExitStatus {
-        if let Some(child) = &mut self.child
-            && let Err(error) = child.wait()
-        {
-            warn!(vmm_pid = self.vmm_pid, error:%; "shim not reaped");
-        }
+    fn status_at_end(&self) -> ExitStatus {
         let recorded = record::read_exit(&self.exit).unwrap_or_else(|error| {
             warn!(vmm_pid = self.vmm_pid, error:%; "end of a VMM cannot be read");
             None

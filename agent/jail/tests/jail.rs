@@ -118,7 +118,7 @@ fn a_vmm_is_limited_in_every_resource_it_was_told() {
 }
 
 #[test]
-fn a_shim_keeps_two_streams_and_the_file_it_records_the_end_in() {
+fn a_shim_keeps_its_streams_and_the_file_it_records_the_end_in() {
     let place = Place::new();
     let _vmm = place.spawn_waiting("one");
     let shim = place.shim_pid("one").unsigned_abs();
@@ -129,6 +129,6 @@ fn a_shim_keeps_two_streams_and_the_file_it_records_the_end_in() {
         .map(|target| target.rsplit('/').next().unwrap().to_owned())
         .collect();
     open.sort();
-    assert_eq!(open, ["exit", "null", "vmm.log"]);
+    assert_eq!(open, ["exit", "null", "null", "vmm.log"]);
     assert_eq!(text(shim, "environ"), "");
 }

@@ -135,3 +135,15 @@ fn what_cannot_be_started_is_an_error_that_leaves_no_process() {
     let error = VmmProcess::spawn(plan).unwrap_err();
     assert_eq!(error.to_string(), "the shim of a VMM cannot execute the program");
 }
+
+#[test]
+fn a_killed_nursery_takes_no_vmm_with_it_and_is_replaced() {
+    let place = Place::new();
+    let mut one = place.spawn_waiting("one");
+    let stat = fs_err::read_to_string(format!("/proc/{}/stat", place.shim_pid("one"))).unwrap();
+    let parent = stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap();
+    kill_process(Pid::from_raw(parent).unwrap(), Signal::KILL).unwrap();
+    let two = place.spawn_waiting("two");
+    assert!(is_alive(two.pid()));
+    assert_eq!(one.ended(), None);
+}

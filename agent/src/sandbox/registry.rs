@@ -449,10 +449,10 @@ impl Registry {
     fn live(&self, id: &SandboxId) -> Result<Arc<Live>, ExecError> {
         let handle = self.handle(id).ok_or_else(|| ExecError::NotFound { id: id.clone() })?;
         let status = handle.status.borrow();
-        match (&status.live, status.state) {
-            (Some(live), State::Running) => Ok(Arc::clone(live)),
-            (_, state) => Err(ExecError::NotRunning { id: id.clone(), state }),
-        }
+        // Not by its state: the record, from which a caller may know that it is Running, says so a
+        // moment earlier.
+        let not_running = || ExecError::NotRunning { id: id.clone(), state: status.state };
+        status.live.clone().ok_or_else(not_running)
     }
 
     fn handle(&self, id: &SandboxId) -> Option<Handle> {

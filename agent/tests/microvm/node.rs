@@ -52,14 +52,24 @@ pub(crate) fn spec(memory_mib: u32) -> SandboxSpec {
 
 impl Node {
     pub(crate) async fn start() -> Self {
+        Self::start_as(|_| ()).await
+    }
+
+    /// Starts a node whose configuration is changed first.
+    pub(crate) async fn start_as(change: impl FnOnce(&mut Config)) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let node = Self::start_in(folder.path().to_owned()).await;
+        let mut config = config_in(folder.path());
+        change(&mut config);
+        let node = Self::start_with(config).await;
         Self { _folder: Some(folder), ..node }
     }
 
     /// Starts an agent's parts in a folder, which an earlier one may have used.
     pub(crate) async fn start_in(folder: PathBuf) -> Self {
-        let config = config_in(&folder);
+        Self::start_with(config_in(&folder)).await
+    }
+
+    async fn start_with(config: Config) -> Self {
         let store = Arc::new(Store::open(&config.paths.state.join("store.redb")).unwrap());
         let metrics = Arc::new(Metrics::new().unwrap());
         let images =
@@ -137,6 +147,12 @@ pub(crate) fn config_in(folder: &Path) -> Config {
     config
 }
 
+/// Names of busybox in the image.
+const NAMES: [&str; 13] = [
+    "sh", "cat", "dd", "echo", "head", "hostname", "ifconfig", "ping", "sleep", "stat", "true",
+    "wc", "yes",
+];
+
 /// Makes a store with one public image: busybox and its names.
 fn bake(store: &Path, busybox: &Path) {
     let mut layer = tar::Builder::new(Vec::new());
@@ -153,7 +169,7 @@ fn bake(store: &Path, busybox: &Path) {
     layer.append_data(&mut header, "bin/busybox", program.as_slice()).unwrap();
     header.set_entry_type(tar::EntryType::Symlink);
     header.set_size(0);
-    for name in ["sh", "cat", "hostname", "echo", "sleep", "true", "head", "stat", "wc", "yes"] {
+    for name in NAMES {
         layer.append_link(&mut header, format!("bin/{name}"), "busybox").unwrap();
     }
     let layer = layer.into_inner().unwrap();

@@ -1,46 +1,44 @@
-//! The program `holdfast-shim`: the parent of one VMM.
+//! The program `holdfast-shim`: the parent of one VMM, and what makes such parents.
 //!
 //! The agent may be killed or replaced at any time; somebody must still be there to learn how a VMM
-//! ended. The shim takes its orders from the agent, enters the sandbox's cgroup, makes the VMM the
-//! first process of a pid namespace, tells the run folder both pids, gives up all it does not need,
-//! waits, records the VMM's wait status and ends. A VMM does not outlive its shim: the kernel kills
-//! it when the shim ends.
+//! ended. The agent starts one [`nursery`], which forks a shim for each VMM. The shim takes its
+//! orders from the agent, enters the sandbox's cgroup, makes the VMM the first process of a pid
+//! namespace, tells the run folder both pids, gives up all it does not need, waits, records the
+//! VMM's wait status and ends. A VMM does not outlive its shim: the kernel kills it when the shim
+//! ends.
 
 mod child;
 mod landlock;
+mod messages;
+mod nursery;
 mod orders;
 mod rights;
 mod room;
 #[allow(unsafe_code)]
 mod sys;
 
-use std::{
-    io::{IoSlice, IoSliceMut, Read},
-    mem::MaybeUninit,
-    os::fd::{AsFd, OwnedFd},
-    process::ExitCode,
-};
+use std::{io::Read, os::fd::OwnedFd, process::ExitCode};
 
 use rustix::{
-    fs::{Mode, OFlags},
     io::Errno,
-    net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    process::{
+        Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open, pidfd_send_signal, setsid,
     },
-    process::{Pid, Signal, getpid, kill_process, setsid},
-    thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space},
+    thread::UnshareFlags,
 };
 
 pub(crate) use orders::{
-    FDS_MAX, Failure, HANDED_MAX, MESSAGE_BYTES_MAX, OWN_FDS, Orders, Task, answer_from_bytes,
+    ANSWER_FDS, FDS_MAX, Failure, HANDED_MAX, MESSAGE_BYTES_MAX, OWN_FDS, Orders, REQUEST,
+    answer_from_bytes,
 };
 
 use crate::{
     Identity,
     record::{Instance, Pids, write_exit},
 };
-use orders::{answer_to_bytes, failed, failed_io};
+use messages::receive;
+use nursery::Home;
+use orders::{failed, failed_io};
 
 /// First descriptor that is not one of the standard three.
 const FIRST_FD: i32 = 3;
@@ -51,7 +49,6 @@ const HOST_NAME: &[u8] = b"jail";
 /// What came with the orders.
 struct Given {
     program: OwnedFd,
-    room: OwnedFd,
     door: OwnedFd,
     pids: OwnedFd,
     exit: OwnedFd,
@@ -62,83 +59,61 @@ struct Given {
 /// A VMM whose program runs.
 struct Started {
     vmm: Pid,
+    /// Of the VMM.
+    handle: OwnedFd,
+    /// Of this process.
+    own_handle: OwnedFd,
     exit: OwnedFd,
     identity: Identity,
 }
 
-/// What became of the task.
-enum Done {
-    Room(OwnedFd),
-    Vmm(Started),
-    /// This is the child, which could not become a VMM and has told.
-    Child,
+impl Started {
+    fn kill(&self) {
+        // Fails when it has ended, which is what is wanted.
+        let _ = pidfd_send_signal(&self.handle, Signal::KILL);
+    }
 }
 
-/// Runs the shim to its end.
+/// Runs the program to its end.
 pub fn run() -> ExitCode {
-    let Some(agent) = sys::claim_stdin() else { return ExitCode::FAILURE };
-    match carry_out(&agent) {
-        Ok(Done::Room(room)) => match answer(&agent, &Ok(()), Some(&room)) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        },
-        Ok(Done::Vmm(started)) => {
-            // Nobody is told of this VMM: nobody would ever end it.
-            if answer(&agent, &Ok(()), None).is_err() {
-                let _ = kill_process(started.vmm, Signal::KILL);
-            }
-            drop(agent);
-            see_out(&started)
-        }
-        Ok(Done::Child) => ExitCode::FAILURE,
-        Err(failure) => {
-            // If the agent is gone there is nobody to tell.
-            let _ = answer(&agent, &Err(failure), None);
-            ExitCode::FAILURE
-        }
-    }
+    nursery::run()
 }
 
-fn carry_out(agent: &OwnedFd) -> Result<Done, Failure> {
-    sys::close_from(FIRST_FD).map_err(failed("close what was inherited"))?;
-    let (task, fds) = receive(agent)?;
-    match task {
-        Task::Room => room::build().map(Done::Room),
-        Task::Vmm(orders) => start(&orders, given(&orders, fds)?),
-    }
-}
+/// Receives orders and follows them until the VMM's program runs. `None`: this is the child, which
+/// could not become a VMM.
+fn start(agent: &OwnedFd, home: &Home) -> Result<Option<Started>, Failure> {
+    let (text, fds) = receive::<FDS_MAX>(agent).map_err(failed("receive its orders"))?;
+    let text = str::from_utf8(&text).map_err(|_| misread())?;
+    let orders = Orders::from_text(text).ok_or_else(misread)?;
+    let given = given(&orders, fds)?;
 
-/// Follows the orders until the VMM's program runs.
-fn start(orders: &Orders, given: Given) -> Result<Done, Failure> {
     // First, so that all that follows is charged to the sandbox. `0` means the writer itself.
     rustix::io::write(&given.door, b"0").map_err(failed("enter the cgroup"))?;
     setsid().map_err(failed("leave the agent's session"))?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let proc = rustix::fs::open("/proc", flags, Mode::empty()).map_err(failed("open /proc"))?;
-    leave_namespaces(&given.room)?;
+    leave_namespaces()?;
 
     let (mut told, tell) = std::io::pipe().map_err(failed_io("make a pipe"))?;
     // The other end is the VMM's sign that this process lives, until the kernel's death signal is.
     let (watch, lifeline) = std::io::pipe().map_err(failed_io("make a pipe"))?;
     let Some(vmm) = sys::fork().map_err(failed("fork"))? else {
         drop((told, lifeline));
-        child::become_vmm(orders, given, &proc, child::Ends { shim: watch, tell });
-        return Ok(Done::Child);
+        child::become_vmm(&orders, given, &home.proc, child::Ends { shim: watch, tell });
+        return Ok(None);
     };
     drop((tell, watch));
     wait_for_exec(&mut told)?;
     drop(lifeline);
-    let instance = |pid| Instance::now(&proc, pid).map_err(failed_io("look at processes"));
+    let instance = |pid| Instance::now(&home.proc, pid).map_err(failed_io("look at processes"));
     let pids = Pids { shim: instance(getpid())?, vmm: instance(vmm)? };
     pids.write(&given.pids).map_err(failed_io("tell the run folder"))?;
-    Ok(Done::Vmm(Started { vmm, exit: given.exit, identity: orders.identity }))
+    let handle = |pid| pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(failed("hold a process"));
+    let (handle, own_handle) = (handle(vmm)?, handle(getpid())?);
+    Ok(Some(Started { vmm, handle, own_handle, exit: given.exit, identity: orders.identity }))
 }
 
-/// Into namespaces of this sandbox alone, with nothing in them. The pid namespace begins with the
-/// next child.
-fn leave_namespaces(room: &OwnedFd) -> Result<(), Failure> {
-    move_into_link_name_space(room.as_fd(), Some(LinkNameSpaceType::Mount))
-        .map_err(failed("enter the empty room"))?;
+/// Into namespaces of this sandbox alone, with nothing in them: that of mounts is a copy of the
+/// empty room, where this process is already. The pid namespace begins with the next child.
+fn leave_namespaces() -> Result<(), Failure> {
     let all = UnshareFlags::NEWNS
         | UnshareFlags::NEWPID
         | UnshareFlags::NEWNET
@@ -157,15 +132,17 @@ fn wait_for_exec(told: &mut impl Read) -> Result<(), Failure> {
 }
 
 /// Waits for the VMM's end and records it.
-fn see_out(started: &Started) -> ExitCode {
-    if drop_rights(started.identity).is_err() {
+fn see_out(started: Started) -> ExitCode {
+    let Started { vmm, handle, own_handle, exit, identity } = started;
+    drop((handle, own_handle));
+    if drop_rights(identity).is_err() {
         // Nothing is run with rights it should not have.
-        let _ = kill_process(started.vmm, Signal::KILL);
+        let _ = kill_process(vmm, Signal::KILL);
     }
     sys::let_go_of_code();
-    let recorded = sys::wait_for(started.vmm)
+    let recorded = sys::wait_for(vmm)
         .map_err(std::io::Error::from)
-        .and_then(|status| write_exit(&started.exit, status));
+        .and_then(|status| write_exit(&exit, status));
     if recorded.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -182,50 +159,14 @@ fn misread() -> Failure {
     Failure { step: "read its orders".to_owned(), errno: libc::EBADMSG }
 }
 
-/// The agent's one message.
-fn receive(agent: &OwnedFd) -> Result<(Task, Vec<OwnedFd>), Failure> {
-    let mut text = vec![0; MESSAGE_BYTES_MAX];
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let got = recvmsg(
-        agent.as_fd(),
-        &mut [IoSliceMut::new(&mut text)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )
-    .map_err(failed("receive its orders"))?;
-    let mut fds = Vec::new();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
-        }
-    }
-    if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-        return Err(misread());
-    }
-    let text = str::from_utf8(&text[..got.bytes]).map_err(|_| misread())?;
-    Ok((Task::from_text(text).ok_or_else(misread)?, fds))
-}
-
 fn given(orders: &Orders, fds: Vec<OwnedFd>) -> Result<Given, Failure> {
     let mut fds = fds.into_iter();
     let mut next = || fds.next().ok_or_else(misread);
-    let (program, room, door) = (next()?, next()?, next()?);
+    let (program, door) = (next()?, next()?);
     let (pids, exit, config) = (next()?, next()?, next()?);
     let handed: Vec<_> = fds.collect();
     if handed.len() != orders.numbers.len() {
         return Err(misread());
     }
-    Ok(Given { program, room, door, pids, exit, config, handed })
-}
-
-fn answer(agent: &OwnedFd, answer: &orders::Answer, fd: Option<&OwnedFd>) -> Result<(), Errno> {
-    let bytes = answer_to_bytes(answer);
-    let fds: Vec<_> = fd.into_iter().map(AsFd::as_fd).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() {
-        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-    }
-    sendmsg(agent, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+    Ok(Given { program, door, pids, exit, config, handed })
 }

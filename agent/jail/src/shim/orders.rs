@@ -1,5 +1,5 @@
-//! What the agent tells a shim to do, and what the shim answers: one message each way over a
-//! socket pair. The orders' descriptors come with them.
+//! What the agent asks of the nursery and of a shim, and what they answer: one message each way over
+//! a socket pair. Descriptors come with them.
 
 use std::{fmt::Write, io, os::fd::RawFd};
 
@@ -13,38 +13,20 @@ pub(crate) const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 pub(crate) const FDS_MAX: usize = 253;
 /// Descriptors that are the shim's own: see [`OWN_FDS`].
 pub(crate) const HANDED_MAX: usize = FDS_MAX - OWN_FDS;
-/// In their order: the VMM's program, the empty room, its cgroup's door, the files for pids and
-/// exit, and its configuration.
-pub(crate) const OWN_FDS: usize = 6;
+/// In their order: the VMM's program, its cgroup's door, the files for pids and exit, and its
+/// configuration.
+pub(crate) const OWN_FDS: usize = 5;
+/// Descriptors of a request for a shim: the socket to talk to it by, and its stderr.
+pub(crate) const REQUEST_FDS: usize = 2;
+/// Descriptors of the answer that a VMM runs: handles of the shim and of the VMM.
+pub(crate) const ANSWER_FDS: usize = 2;
 
 /// First byte of an answer.
 const STARTED: u8 = 1;
 const FAILED: u8 = 0;
 
-/// The orders to make the empty room, and nothing else.
-const ROOM: &str = "room";
-
-/// What a shim is to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Task {
-    /// Make the empty room, answer with a handle of it, and end.
-    Room,
-    Vmm(Orders),
-}
-
-impl Task {
-    pub(crate) fn to_text(&self) -> String {
-        match self {
-            Self::Room => ROOM.to_owned(),
-            Self::Vmm(orders) => orders.to_text(),
-        }
-    }
-
-    /// `None`: not of this build.
-    pub(crate) fn from_text(text: &str) -> Option<Self> {
-        if text == ROOM { Some(Self::Room) } else { Orders::from_text(text).map(Self::Vmm) }
-    }
-}
+/// The text of a request for a shim.
+pub(crate) const REQUEST: &[u8] = b"shim";
 
 /// How to start one VMM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +40,7 @@ pub(crate) struct Orders {
 }
 
 impl Orders {
-    fn to_text(&self) -> String {
+    pub(crate) fn to_text(&self) -> String {
         let Self { identity, limits, numbers, arguments } = self;
         let mut text = format!(
             "uid {}\ngid {}\ndescriptors {}\nthreads {}\nfile_bytes {}\n",
@@ -74,7 +56,8 @@ impl Orders {
         text
     }
 
-    fn from_text(text: &str) -> Option<Self> {
+    /// `None`: not of this build.
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
         let mut lines = text.lines();
         let mut number = |key: &str| lines.next()?.strip_prefix(key)?.parse::<u64>().ok();
         let mut small = |key: &str| number(key).and_then(|value| u32::try_from(value).ok());
@@ -126,7 +109,8 @@ impl Failure {
     }
 }
 
-/// What a shim answers once the VMM's program runs, and the run folder knows their pids.
+/// What a shim answers once the VMM's program runs, and the run folder knows their pids; and the
+/// nursery once it takes requests.
 pub(crate) type Answer = Result<(), Failure>;
 
 pub(crate) fn answer_to_bytes(answer: &Answer) -> Vec<u8> {
@@ -159,19 +143,17 @@ mod tests {
     }
 
     #[test]
-    fn tasks_are_read_back() {
-        for task in [Task::Room, Task::Vmm(orders())] {
-            assert_eq!(Task::from_text(&task.to_text()), Some(task));
-        }
+    fn orders_are_read_back() {
+        assert_eq!(Orders::from_text(&orders().to_text()), Some(orders()));
     }
 
     #[test]
-    fn what_is_no_task_is_refused() {
+    fn what_are_no_orders_is_refused() {
         let good = orders().to_text();
         for text in
             ["", "uid 1\ngid 1\n", &good[1..], &format!("{good}fd 2\n"), &format!("{good}x y\n")]
         {
-            assert_eq!(Task::from_text(text), None, "{text:?}");
+            assert_eq!(Orders::from_text(text), None, "{text:?}");
         }
     }
 

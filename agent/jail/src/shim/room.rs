@@ -1,13 +1,13 @@
 //! The empty room: a mount namespace that holds nothing but an empty, read-only folder.
 //!
-//! Made once by an agent, and entered by every VMM before it makes a mount namespace of its own.
-//! That one is a copy of this one's single mount: were it made from the host's, its cost would grow
-//! with whatever is mounted there.
+//! The nursery makes it around itself, so that every shim begins there. A VMM's own mount namespace is
+//! a copy of this one's single mount: were it made from the host's, its cost would grow with whatever
+//! is mounted there.
 
 use std::os::fd::OwnedFd;
 
 use rustix::{
-    fs::{CWD, Mode, OFlags, open},
+    fs::CWD,
     io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
@@ -23,17 +23,13 @@ use super::{
     sys,
 };
 
-/// Makes the room around this process, and gives a handle of it.
-pub(super) fn build() -> Result<OwnedFd, Failure> {
+/// Makes the room around this process.
+pub(super) fn build() -> Result<(), Failure> {
     sys::unshare(UnshareFlags::NEWNS).map_err(failed("make a mount namespace"))?;
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let room = open("/proc/self/ns/mnt", flags, Mode::empty())
-        .map_err(failed("open its mount namespace"))?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(failed("part its mounts from the host's"))?;
     let empty = empty_folder().map_err(failed("make an empty folder"))?;
-    enter(&empty).map_err(failed("make the empty folder its root"))?;
-    Ok(room)
+    enter(&empty).map_err(failed("make the empty folder its root"))
 }
 
 /// A file system of its own, not mounted anywhere yet.

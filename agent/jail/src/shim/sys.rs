@@ -58,6 +58,15 @@ pub(super) fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
     unsafe { unshare_unsafe(flags) }
 }
 
+/// Whether children that end are gone at once, or wait to be waited for. Survives fork, and by the
+/// rules of exec also that: set back to `false` before this process waits for a child.
+pub(super) fn reap_children_unseen(unseen: bool) -> Result<(), Errno> {
+    let handler = if unseen { libc::SIG_IGN } else { libc::SIG_DFL };
+    // SAFETY: neither of the two dispositions runs code of ours.
+    let before = unsafe { libc::signal(libc::SIGCHLD, handler) };
+    if before == libc::SIG_ERR { Err(last_errno()) } else { Ok(()) }
+}
+
 /// Splits this process in two. `None`: this is the child.
 pub(super) fn fork() -> Result<Option<Pid>, Errno> {
     // SAFETY: this process has one thread, so no lock can be held by another and the child may run

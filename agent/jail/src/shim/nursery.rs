@@ -1,0 +1,112 @@
+//! The nursery: the one process of this program that the agent starts. It makes the empty room
+//! around itself and forks a shim for each VMM.
+//!
+//! A shim begun by the agent itself would cost more the more sandboxes there are: what starts a
+//! program copies the agent's table of descriptors, which has several for each of them, and closes
+//! them one by one. The nursery has a handful, and its shims need no exec.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    process::ExitCode,
+};
+
+use rustix::{
+    fs::{Mode, OFlags},
+    io::{Errno, retry_on_intr},
+};
+
+use super::{
+    FIRST_FD,
+    messages::{answer, receive},
+    orders::{Failure, REQUEST, REQUEST_FDS, failed},
+    room, see_out, start, sys,
+};
+
+/// What every shim begins with.
+pub(super) struct Home {
+    /// `/proc` of the host, which no path in the room leads to.
+    pub(super) proc: OwnedFd,
+}
+
+/// Runs the program to its end: as the nursery, and in each child of it as a shim.
+pub(super) fn run() -> ExitCode {
+    let Some(agent) = sys::claim_stdin() else { return ExitCode::FAILURE };
+    let made = settle();
+    let told = answer(&agent, &made.as_ref().map(drop).map_err(Clone::clone), &[]);
+    match (made, told) {
+        (Ok(home), Ok(())) => serve(agent, home),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn settle() -> Result<Home, Failure> {
+    sys::close_from(FIRST_FD).map_err(failed("close what was inherited"))?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let proc = rustix::fs::open("/proc", flags, Mode::empty()).map_err(failed("open /proc"))?;
+    room::build()?;
+    // Nobody waits for a shim: its end is seen by its handle, and told by its record.
+    sys::reap_children_unseen(true).map_err(failed("let its children go unseen"))?;
+    Ok(Home { proc })
+}
+
+/// Forks a shim for every request, until the agent is gone.
+fn serve(agent: OwnedFd, home: Home) -> ExitCode {
+    loop {
+        let (socket, log) = match request(&agent) {
+            Ok(Some(pair)) => pair,
+            Ok(None) => return ExitCode::SUCCESS,
+            // The request's descriptors are closed: whoever waits for that shim hears of it.
+            Err(_) => continue,
+        };
+        match sys::fork() {
+            Ok(None) => {
+                // Its number is that of standard input, which is /dev/null for a VMM.
+                std::mem::forget(agent);
+                return be_shim(socket, log, home);
+            }
+            Ok(Some(_)) => {}
+            Err(errno) => {
+                // If nobody listens there is nobody to tell.
+                let _ = answer(&socket, &Err(failed("fork")(errno)), &[]);
+            }
+        }
+    }
+}
+
+/// `None`: the agent is gone.
+fn request(agent: &OwnedFd) -> Result<Option<(OwnedFd, OwnedFd)>, Errno> {
+    let (text, fds) = retry_on_intr(|| receive::<REQUEST_FDS>(agent))?;
+    if text.is_empty() && fds.is_empty() {
+        return Ok(None);
+    }
+    match <[OwnedFd; REQUEST_FDS]>::try_from(fds) {
+        Ok([socket, log]) if text == REQUEST => Ok(Some((socket, log))),
+        _ => Err(Errno::BADMSG),
+    }
+}
+
+fn be_shim(agent: OwnedFd, log: OwnedFd, home: Home) -> ExitCode {
+    let settled = sys::place(log.as_fd(), 2)
+        .and_then(|()| sys::place(std::io::stdout().as_fd(), 0))
+        .and_then(|()| sys::reap_children_unseen(false))
+        .map_err(failed("begin"));
+    drop(log);
+    match settled.and_then(|()| start(&agent, &home)) {
+        Ok(Some(started)) => {
+            let handles = [started.own_handle.as_fd(), started.handle.as_fd()];
+            // Nobody is told of this VMM: nobody would ever end it.
+            if answer(&agent, &Ok(()), &handles).is_err() {
+                started.kill();
+            }
+            drop((agent, home));
+            see_out(started)
+        }
+        // This is the child, which could not become a VMM and has told.
+        Ok(None) => ExitCode::FAILURE,
+        Err(failure) => {
+            // If the agent is gone there is nobody to tell.
+            let _ = answer(&agent, &Err(failure), &[]);
+            ExitCode::FAILURE
+        }
+    }
+}
