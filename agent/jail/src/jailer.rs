@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -44,22 +44,54 @@ impl Jailer {
         Self { program: shim.into(), nursery: Arc::default() }
     }
 
-    /// A shim that waits for its orders. `log`: what it and its VMM have as stderr.
-    pub(crate) fn shim(&self, log: BorrowedFd<'_>) -> Result<Shim, JailError> {
-        // A thread that panicked left either a whole nursery or none.
-        let mut nursery = self.nursery.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(there) = &*nursery {
-            match there.fork(log) {
-                // Somebody has killed it.
-                Err(errno) if errno == Errno::PIPE || errno == Errno::CONNRESET => {
-                    warn!(pid = there.child.id(); "nursery of the shims is gone; there will be a new one");
-                    *nursery = None;
-                }
-                outcome => return outcome.map_err(cut),
-            }
+    /// Starts a shim by its orders, and waits until the VMM's program runs. Gives handles of both.
+    /// `log`: what they have as stderr.
+    pub(crate) fn start(
+        &self,
+        orders: &Orders,
+        fds: &[BorrowedFd<'_>],
+        log: BorrowedFd<'_>,
+    ) -> Result<[OwnedFd; ANSWER_FDS], JailError> {
+        let orders = orders.to_text();
+        if orders.len() > MESSAGE_BYTES_MAX {
+            return Err(cut(Errno::MSGSIZE));
         }
-        let new = nursery.insert(Nursery::spawn(&self.program)?);
-        new.fork(log).map_err(cut)
+        match self.try_start(orders.as_bytes(), fds, log) {
+            // The nursery was killed, at the latest with the request unread. Nothing has begun: a
+            // shim that cannot answer takes its VMM with it.
+            Err(JailError::Shim { source, .. }) if hung_up(&source) => {
+                warn!(reason:% = source; "nursery of the shims is gone; there will be a new one");
+                *self.nursery() = None;
+                self.try_start(orders.as_bytes(), fds, log)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn try_start(
+        &self,
+        orders: &[u8],
+        fds: &[BorrowedFd<'_>],
+        log: BorrowedFd<'_>,
+    ) -> Result<[OwnedFd; ANSWER_FDS], JailError> {
+        let shim = self.fork(log)?;
+        send(&shim, orders, fds).map_err(cut)?;
+        answer(&shim)
+    }
+
+    /// The socket of a shim that waits for its orders.
+    fn fork(&self, log: BorrowedFd<'_>) -> Result<OwnedFd, JailError> {
+        let mut nursery = self.nursery();
+        let there = match &mut *nursery {
+            Some(there) => there,
+            none => none.insert(Nursery::spawn(&self.program)?),
+        };
+        there.fork(log).map_err(cut)
+    }
+
+    fn nursery(&self) -> MutexGuard<'_, Option<Nursery>> {
+        // A thread that panicked left either a whole nursery or none.
+        self.nursery.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -85,10 +117,10 @@ impl Nursery {
         Ok(nursery)
     }
 
-    fn fork(&self, log: BorrowedFd<'_>) -> Result<Shim, Errno> {
+    fn fork(&self, log: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
         let (socket, theirs) = pair()?;
         send(&self.socket, REQUEST, &[theirs.as_fd(), log])?;
-        Ok(Shim { socket })
+        Ok(socket)
     }
 }
 
@@ -99,27 +131,6 @@ impl Drop for Nursery {
         if let Err(error) = self.child.wait() {
             warn!(pid = self.child.id(), error:%; "nursery of the shims not reaped");
         }
-    }
-}
-
-/// A shim on its way. One that cannot answer because this is dropped ends, and its VMM with it.
-pub(crate) struct Shim {
-    socket: OwnedFd,
-}
-
-impl Shim {
-    /// Sends the orders, and waits until the VMM's program runs. Gives handles of shim and VMM.
-    pub(crate) fn order(
-        self,
-        orders: &Orders,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<[OwnedFd; ANSWER_FDS], JailError> {
-        let text = orders.to_text();
-        if text.len() > MESSAGE_BYTES_MAX {
-            return Err(cut(Errno::MSGSIZE));
-        }
-        send(&self.socket, text.as_bytes(), fds).map_err(cut)?;
-        answer(&self.socket)
     }
 }
 
@@ -165,6 +176,11 @@ fn answer<const FDS: usize>(socket: &OwnedFd) -> Result<[OwnedFd; FDS], JailErro
         // It ended without a word.
         None => Err(cut(Errno::PIPE)),
     }
+}
+
+/// The other end is closed, and may have left something unread.
+fn hung_up(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::PIPE | Errno::CONNRESET))
 }
 
 fn cut(errno: Errno) -> JailError {

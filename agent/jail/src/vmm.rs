@@ -97,7 +97,7 @@ impl VmmProcess {
             [program.as_fd(), door.as_fd(), pids.as_fd(), exit.as_fd(), config.as_fd()];
         let fds: Vec<_> =
             own.into_iter().chain(plan.handover.given.iter().map(AsFd::as_fd)).collect();
-        let [shim, vmm] = plan.jailer.shim(plan.log.as_fd())?.order(&orders, &fds)?;
+        let [shim, vmm] = plan.jailer.start(&orders, &fds, plan.log.as_fd())?;
         let unknown = |source: io::Error| JailError::Shim { step: "be held".to_owned(), source };
         let pids = Pids::read(&pids).map_err(unknown)?;
         let pids = pids.ok_or_else(|| unknown(io::ErrorKind::InvalidData.into()))?;
