@@ -6,6 +6,7 @@
 //! them one by one. The nursery has a handful, and its shims need no exec.
 
 use std::{
+    ffi::CStr,
     os::fd::{AsFd, OwnedFd},
     process::ExitCode,
 };
@@ -13,6 +14,7 @@ use std::{
 use rustix::{
     fs::{Mode, OFlags},
     io::{Errno, retry_on_intr},
+    thread::set_name,
 };
 
 use super::{
@@ -21,6 +23,10 @@ use super::{
     orders::{Failure, REQUEST, REQUEST_FDS, failed},
     room, see_out, start, sys,
 };
+
+/// Names of the processes, in 15 bytes.
+const NURSERY: &CStr = c"shim-nursery";
+const SHIM: &CStr = c"holdfast-shim";
 
 /// What every shim begins with.
 pub(super) struct Home {
@@ -44,6 +50,8 @@ fn settle() -> Result<Home, Failure> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let proc = rustix::fs::open("/proc", flags, Mode::empty()).map_err(failed("open /proc"))?;
     room::build()?;
+    // So that who looks for what a sandbox has left sees this one for what it is.
+    set_name(NURSERY).map_err(failed("take its name"))?;
     // Nobody waits for a shim: its end is seen by its handle, and told by its record.
     sys::reap_children_unseen(true).map_err(failed("let its children go unseen"))?;
     Ok(Home { proc })
@@ -86,7 +94,8 @@ fn request(agent: &OwnedFd) -> Result<Option<(OwnedFd, OwnedFd)>, Errno> {
 }
 
 fn be_shim(agent: OwnedFd, log: OwnedFd, home: Home) -> ExitCode {
-    let settled = sys::place(log.as_fd(), 2)
+    let settled = set_name(SHIM)
+        .and_then(|()| sys::place(log.as_fd(), 2))
         .and_then(|()| sys::place(std::io::stdout().as_fd(), 0))
         .and_then(|()| sys::reap_children_unseen(false))
         .map_err(failed("begin"));
