@@ -159,8 +159,7 @@ fn output_without_end_is_cut_and_costs_the_agent_no_memory() -> Result<()> {
     let path = format!("{GROUP}/sandboxes/{id}/executeShellCommand");
     let body = format!(r#"{{"command":"head -c {bytes} /dev/zero | tr '\\0' x; exit 3"}}"#);
     // Even an emulated node under load moves a MiB a second.
-    let patience = Duration::from_secs(240 + bytes / (1024 * 1024));
-    let api = node.api()?.with_patience(patience);
+    let api = node.api()?.with_more_patience(Duration::from_secs(bytes / (1024 * 1024)));
     let answer = api.send("POST", &path, body.into_bytes())?;
     assert_eq!(answer.body["exitCode"], 3);
     let stdout = answer.body["stdout"].as_str().context("no stdout")?.len();

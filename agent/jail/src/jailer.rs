@@ -1,8 +1,7 @@
 //! What starts the nursery, has it fork shims, and gives each its orders.
 
 use std::{
-    io::{self, IoSlice, IoSliceMut},
-    mem::MaybeUninit,
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -14,15 +13,12 @@ use log::warn;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::{Errno, retry_on_intr},
-    net::{
-        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-    },
 };
 
 use crate::{
     JailError,
-    shim::{ANSWER_FDS, FDS_MAX, MESSAGE_BYTES_MAX, Orders, REQUEST, answer_from_bytes},
+    messages::{pair, receive, send},
+    shim::{ANSWER_FDS, MESSAGE_BYTES_MAX, Orders, REQUEST, answer_from_bytes},
 };
 
 /// How long a shim may take until the VMM's program runs. Only a hung kernel takes so long.
@@ -36,7 +32,7 @@ pub struct Jailer {
     /// The program `holdfast-shim`.
     program: PathBuf,
     /// `None`: not needed yet, or gone.
-    nursery: Arc<Mutex<Option<Nursery>>>,
+    nursery: Arc<Mutex<Option<Arc<Nursery>>>>,
 }
 
 impl Jailer {
@@ -56,46 +52,37 @@ impl Jailer {
         if orders.len() > MESSAGE_BYTES_MAX {
             return Err(cut(Errno::MSGSIZE));
         }
-        match self.try_start(orders.as_bytes(), fds, log) {
+        let nursery = self.nursery_now()?;
+        match nursery.start(orders.as_bytes(), fds, log) {
             // The nursery was killed, at the latest with the request unread. Nothing has begun: a
             // shim that cannot answer takes its VMM with it.
             Err(JailError::Shim { source, .. }) if hung_up(&source) => {
                 warn!(reason:% = source; "nursery of the shims is gone; there will be a new one");
-                *self.nursery() = None;
-                self.try_start(orders.as_bytes(), fds, log)
+                // Another thread may have replaced it already.
+                self.nursery().take_if(|there| Arc::ptr_eq(there, &nursery));
+                self.nursery_now()?.start(orders.as_bytes(), fds, log)
             }
             outcome => outcome,
         }
     }
 
-    fn try_start(
-        &self,
-        orders: &[u8],
-        fds: &[BorrowedFd<'_>],
-        log: BorrowedFd<'_>,
-    ) -> Result<[OwnedFd; ANSWER_FDS], JailError> {
-        let shim = self.fork(log)?;
-        send(&shim, orders, fds).map_err(cut)?;
-        answer(&shim)
-    }
-
-    /// The socket of a shim that waits for its orders.
-    fn fork(&self, log: BorrowedFd<'_>) -> Result<OwnedFd, JailError> {
+    /// The one there is, or a new one.
+    fn nursery_now(&self) -> Result<Arc<Nursery>, JailError> {
         let mut nursery = self.nursery();
         let there = match &mut *nursery {
             Some(there) => there,
-            none => none.insert(Nursery::spawn(&self.program)?),
+            none => none.insert(Arc::new(Nursery::spawn(&self.program)?)),
         };
-        there.fork(log).map_err(cut)
+        Ok(Arc::clone(there))
     }
 
-    fn nursery(&self) -> MutexGuard<'_, Option<Nursery>> {
+    fn nursery(&self) -> MutexGuard<'_, Option<Arc<Nursery>>> {
         // A thread that panicked left either a whole nursery or none.
         self.nursery.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The process that forks shims. Killed and reaped on drop; its shims go on.
+/// The process that forks shims. Killed and reaped when nobody uses it any more; its shims go on.
 #[derive(Debug)]
 struct Nursery {
     child: Child,
@@ -117,10 +104,19 @@ impl Nursery {
         Ok(nursery)
     }
 
-    fn fork(&self, log: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-        let (socket, theirs) = pair()?;
-        send(&self.socket, REQUEST, &[theirs.as_fd(), log])?;
-        Ok(socket)
+    /// Has a shim forked, and gives it its orders.
+    fn start(
+        &self,
+        orders: &[u8],
+        fds: &[BorrowedFd<'_>],
+        log: BorrowedFd<'_>,
+    ) -> Result<[OwnedFd; ANSWER_FDS], JailError> {
+        let (shim, theirs) = pair().map_err(cut)?;
+        send(&self.socket, REQUEST, &[theirs.as_fd(), log]).map_err(cut)?;
+        // Only the nursery and the shim have it from here on, and their ends are heard of.
+        drop(theirs);
+        send(&shim, orders, fds).map_err(cut)?;
+        answer(&shim)
     }
 }
 
@@ -134,40 +130,13 @@ impl Drop for Nursery {
     }
 }
 
-fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
-    let kind = SocketType::SEQPACKET;
-    socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
-}
-
-/// One message. At most [`FDS_MAX`] descriptors.
-fn send(socket: &OwnedFd, text: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(Errno::MSGSIZE);
-    }
-    let text = [IoSlice::new(text)];
-    retry_on_intr(|| sendmsg(socket, &text, &mut ancillary, SendFlags::NOSIGNAL)).map(drop)
-}
-
 /// Waits for an answer that comes with so many descriptors.
 fn answer<const FDS: usize>(socket: &OwnedFd) -> Result<[OwnedFd; FDS], JailError> {
     if !is_readable_within(socket, START_PATIENCE) {
         return Err(cut(Errno::TIMEDOUT));
     }
-    let mut bytes = [0; ANSWER_BYTES_MAX];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(ANSWER_FDS))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC;
-    let mut pieces = [IoSliceMut::new(&mut bytes)];
-    let got = retry_on_intr(|| recvmsg(socket, &mut pieces, &mut ancillary, flags)).map_err(cut)?;
-    let mut fds = Vec::new();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
-        }
-    }
-    match answer_from_bytes(&bytes[..got.bytes]) {
+    let (bytes, fds) = receive(socket, ANSWER_BYTES_MAX, ANSWER_FDS).map_err(cut)?;
+    match answer_from_bytes(&bytes) {
         Some(Ok(())) => fds.try_into().map_err(|_| cut(Errno::BADMSG)),
         Some(Err(failure)) => Err(JailError::Shim {
             step: failure.step,

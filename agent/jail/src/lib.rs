@@ -9,6 +9,7 @@ mod cores;
 mod error;
 mod jailer;
 mod memory;
+mod messages;
 mod process;
 mod record;
 mod run_folder;

@@ -2,8 +2,8 @@
 //!
 //! A slot has one link, the tap, and no address, no route and no process: what comes out of the
 //! guest has nowhere to go even before the rules drop it. Nothing names a slot. The tap's
-//! descriptor, which the VMM holds, keeps it alive, so it goes with its VMM whoever else was killed,
-//! and there is nothing to sweep.
+//! descriptor, which the VMM holds, keeps it alive, so it goes with its VMM whoever else was
+//! killed, and there is nothing to sweep.
 
 use std::{
     io::{self, Write},
@@ -23,8 +23,8 @@ const TAP: &str = "tap0";
 /// Bytes of complaint kept of nft, which says the same in one line for each rule it dislikes.
 const COMPLAINT_BYTES_MAX: usize = 1024;
 
-/// Makes a slot in which `ruleset` (nft(8)) holds, and gives its tap. The rules are there before the
-/// first packet can be. Blocks.
+/// Makes a slot in which `ruleset` (nft(8)) holds, and gives its tap. The rules are there before
+/// the first packet can be. Blocks.
 pub fn tap_in_a_slot(ruleset: &str) -> Result<OwnedFd, JailError> {
     // A thread of its own: it leaves the host's network and must not come back to a pool.
     thread::scope(|scope| match scope.spawn(|| make(ruleset)).join() {
@@ -34,7 +34,8 @@ pub fn tap_in_a_slot(ruleset: &str) -> Result<OwnedFd, JailError> {
 }
 
 fn make(ruleset: &str) -> Result<OwnedFd, JailError> {
-    sys::unshare_thread(UnshareFlags::NEWNET).map_err(failed("have a network namespace"))?;
+    sys::unshare(UnshareFlags::NEWNET)
+        .map_err(|errno| failed("have a network namespace")(errno.into()))?;
     // Of the links to come: the kernel must not talk to the guest of its own accord.
     match fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1") {
         // A host without IPv6.

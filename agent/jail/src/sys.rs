@@ -11,7 +11,7 @@ use std::{
 
 use rustix::{
     fs::{Mode, OFlags, open},
-    io::{FdFlags, fcntl_setfd},
+    io::{Errno, FdFlags, fcntl_setfd},
     net::{AddressFamily, SocketFlags, SocketType, socket_with},
     process::{Gid, Resource, Rlimit, Uid, setrlimit},
     thread::{
@@ -69,11 +69,11 @@ fn close_on_exec_from(first: u32) -> io::Result<()> {
 }
 
 /// Leaves namespaces of the process for new ones, in this thread alone.
-pub(crate) fn unshare_thread(flags: UnshareFlags) -> io::Result<()> {
+pub(crate) fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
     debug_assert!(!flags.contains(UnshareFlags::FILES));
-    // SAFETY: what makes this unsafe is a thread whose table of descriptors is no longer that of the
-    // others; the flag for it is not among those given (see the callers).
-    Ok(unsafe { unshare_unsafe(flags) }?)
+    // SAFETY: what makes this unsafe is a thread whose table of descriptors is not that of the
+    // others any more; the flag for it is not among those given (see the callers).
+    unsafe { unshare_unsafe(flags) }
 }
 
 /// Makes a tap of this thread's network namespace: Ethernet frames behind a virtio header.
@@ -82,14 +82,14 @@ pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
     let tap = open("/dev/net/tun", flags, Mode::empty())?;
     let mut request = link_request(name)?;
     request.ifr_ifru.ifru_flags = short(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;
-    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is, alive during the call; the
-    // descriptor is open.
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is, alive during the call;
+    // the descriptor is open.
     let outcome = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
     if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(tap) }
 }
 
-/// Lets a link of this thread's network namespace carry frames. Not multicast: the kernel would join
-/// groups of its own accord.
+/// Lets a link of this thread's network namespace carry frames. Not multicast: the kernel would
+/// join groups of its own accord.
 pub(crate) fn set_link_up(name: &str) -> io::Result<()> {
     let any = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let mut request = link_request(name)?;

@@ -26,6 +26,7 @@ use crate::{
     error_chain::error_chain,
     host::{self, Host},
     logging,
+    sandbox::DiskBound,
 };
 
 const BYTES_PER_MIB: f64 = 1024.0 * 1024.0;
@@ -83,7 +84,11 @@ async fn status_of(app: &Arc<App>) -> Result<NodeStatus, Problem> {
         cpu_factor: app.config.capacity.cpu_factor,
         disk_mib,
         sandboxes_max: app.config.limits.sandboxes_max,
-        disk_bound: app.registry.disk_bounded_by(),
+        disk_bound: match app.registry.disk_bound() {
+            DiskBound::Cgroup(device) => Some(format!("bounded on device {device}")),
+            DiskBound::Vmm => Some("bounded by each VMM, for its own disk".to_owned()),
+            DiskBound::None => None,
+        },
         refusals: Refusals {
             memory: refused.memory,
             cpu: refused.cpu,
@@ -128,12 +133,21 @@ async fn checks(app: &Arc<App>) -> Vec<HostCheck> {
             Ok(()) => host::ok("cgroups", "cpu, memory and pids are there for sandboxes"),
             Err(error) => host::failed("cgroups", error_chain(&error), error.hint()),
         });
-        checks.push(match app.registry.disk_bounded_by() {
-            Some(bound) => host::ok("disk traffic", bound),
-            None => host::warning(
+        let remedy = "keep the state folder on one disk, offer the cgroups the io controller, and \
+                      set limits.io_mib_per_second";
+        checks.push(match app.registry.disk_bound() {
+            DiskBound::Cgroup(device) => {
+                host::ok("disk traffic", format!("bounded on device {device}"))
+            }
+            DiskBound::Vmm => host::warning(
+                "disk traffic",
+                "bounded by each VMM for its own disk: what reading an image costs is not",
+                remedy,
+            ),
+            DiskBound::None => host::warning(
                 "disk traffic",
                 "not bounded: one sandbox can take all of the disk's",
-                "set limits.io_mib_per_second",
+                remedy,
             ),
         });
         checks

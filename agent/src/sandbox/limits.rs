@@ -77,6 +77,17 @@ impl Speed {
     }
 }
 
+/// What bounds sandboxes' disk traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskBound {
+    /// Each one's cgroup, on this device.
+    Cgroup(BlockDevice),
+    /// Each one's VMM, its writable disk alone.
+    Vmm,
+    /// The configuration says nothing.
+    None,
+}
+
 /// What bounds the traffic of sandboxes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Traffic {
@@ -96,13 +107,12 @@ impl Traffic {
         }
     }
 
-    /// How sandboxes' disk traffic is bounded, in words; `None`: not at all.
-    pub(super) fn disk_bounded_by(&self) -> Option<String> {
-        let bounded = self.disk != Speed::default();
-        bounded.then(|| match self.device {
-            Some(device) => format!("bounded on device {device}"),
-            None => "bounded by each VMM, for its own disk".to_owned(),
-        })
+    pub(super) fn disk_bound(&self) -> DiskBound {
+        match self.device {
+            _ if self.disk == Speed::default() => DiskBound::None,
+            Some(device) => DiskBound::Cgroup(device),
+            None => DiskBound::Vmm,
+        }
     }
 
     fn cgroup(&self, cpu: MilliCpu) -> Option<IoLimits> {
@@ -198,7 +208,7 @@ mod tests {
         };
         let traffic = Traffic::new(&free, Some(DISK));
         assert_eq!(traffic.cgroup(MilliCpu(250)), None);
-        assert_eq!(traffic.disk_bounded_by(), None);
+        assert_eq!(traffic.disk_bound(), DiskBound::None);
         let half = config::Limits { io_mib_per_second: 1, ..free };
         let share = Traffic::new(&half, Some(DISK)).cgroup(MilliCpu(250)).unwrap();
         assert_eq!((share.bytes_per_second, share.operations_per_second), (256 * 1024, 0));
@@ -213,6 +223,8 @@ mod tests {
         assert_eq!(network.operations, Some(Rate { per_second: 25_000, burst: 2500 }));
 
         assert_eq!(of(Some(DISK)).disk_buckets(MilliCpu(1000)), vmm::IoLimits::default());
+        assert_eq!(of(Some(DISK)).disk_bound(), DiskBound::Cgroup(DISK));
+        assert_eq!(of(None).disk_bound(), DiskBound::Vmm);
         let disk = of(None).disk_buckets(MilliCpu(1000));
         assert_eq!(disk.operations, Some(Rate { per_second: 10_000, burst: 1000 }));
     }

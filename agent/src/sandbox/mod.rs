@@ -18,6 +18,7 @@ pub use driver::Ending;
 pub use error::{CreateError, DeleteError, ExecError, GuestError, LaunchError, StartError};
 pub use guest::{ExecInput, ExecOutput, ExecSession, FileReader};
 pub use launch::BootPhases;
+pub use limits::DiskBound;
 pub use registry::{Parts, Registry, RuntimeDetails};
 
 /// Milliseconds since 1970, for records.

@@ -32,7 +32,7 @@ use super::{
     disk::Disks,
     driver::{Ask, Beginning, Driver, Ending, INBOX_MAX, Launch, Live, Node, Status},
     launch::launches_max,
-    limits::{self, Traffic},
+    limits::{self, DiskBound, Traffic},
     now_ms,
     recover::{self, Recovered},
     uid::Uids,
@@ -407,9 +407,8 @@ impl Registry {
             .collect()
     }
 
-    /// What bounds disk traffic, in words. `None`: nothing does.
-    pub fn disk_bounded_by(&self) -> Option<String> {
-        self.node.traffic.disk_bounded_by()
+    pub fn disk_bound(&self) -> DiskBound {
+        self.node.traffic.disk_bound()
     }
 
     /// Whether cgroups can be made with all that sandboxes need.

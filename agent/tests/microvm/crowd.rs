@@ -1,6 +1,6 @@
 //! Many sandboxes side by side: made at once, idle, deleted, and nothing left. A handful as a
-//! sample; `HOLDFAST_CROWD` says how many else (`scripts/soak crowd`, `scripts/bench density`).
-#![expect(clippy::print_stdout, reason = "soak test and bench read its figures")]
+//! sample; `HOLDFAST_CROWD` says how many else (`scripts/soak crowd`).
+#![expect(clippy::print_stdout, reason = "the soak test shows its figures")]
 
 use std::{
     collections::BTreeMap,
@@ -148,9 +148,9 @@ async fn idle(node: &Node, crowd: usize) {
     println!("idle_wakeups_per_second_max: {:.2}", wakeups[crowd - 1]);
     println!("vmm_own_kib_each: {}", own / crowd as u64);
     println!("agent_rss_kib: {}", field(Path::new("/proc/self/status"), "VmRSS:"));
-    // A machine that boots and tests other things has its guests busy: the limits are for the soak.
+    assert!(wakeups[crowd - 1] < 0.5, "{wakeups:?} wakeups a second");
+    // The limit is not met: a sample of 6 had 26 to 29. Until it is, the soak run alone fails on it.
     if env::var_os("HOLDFAST_CROWD").is_some() {
         assert!(exits[crowd - 1] <= EXITS_MAX, "{exits:?} exits a second");
-        assert!(wakeups[crowd - 1] < 0.5, "{wakeups:?} wakeups a second");
     }
 }

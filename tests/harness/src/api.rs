@@ -48,9 +48,9 @@ impl Api {
         })
     }
 
-    /// The same node, asked for something that takes up to `patience`.
-    pub fn with_patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+    /// The same node, asked for something that takes so much longer than others may.
+    pub fn with_more_patience(mut self, more: Duration) -> Self {
+        self.patience += more;
         self
     }
 

@@ -9,7 +9,6 @@
 
 mod child;
 mod landlock;
-mod messages;
 mod nursery;
 mod orders;
 mod rights;
@@ -21,22 +20,20 @@ use std::{io::Read, os::fd::OwnedFd, process::ExitCode};
 
 use rustix::{
     io::Errno,
-    process::{
-        Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open, pidfd_send_signal, setsid,
-    },
+    process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal, setsid},
     thread::UnshareFlags,
 };
 
 pub(crate) use orders::{
-    ANSWER_FDS, FDS_MAX, Failure, HANDED_MAX, MESSAGE_BYTES_MAX, OWN_FDS, Orders, REQUEST,
-    answer_from_bytes,
+    ANSWER_FDS, Failure, HANDED_MAX, MESSAGE_BYTES_MAX, OWN_FDS, Orders, REQUEST, answer_from_bytes,
 };
 
 use crate::{
     Identity,
+    messages::{FDS_MAX, receive},
     record::{Instance, Pids, write_exit},
+    sys::unshare,
 };
-use messages::receive;
 use nursery::Home;
 use orders::{failed, failed_io};
 
@@ -82,7 +79,8 @@ pub fn run() -> ExitCode {
 /// Receives orders and follows them until the VMM's program runs. `None`: this is the child, which
 /// could not become a VMM.
 fn start(agent: &OwnedFd, home: &Home) -> Result<Option<Started>, Failure> {
-    let (text, fds) = receive::<FDS_MAX>(agent).map_err(failed("receive its orders"))?;
+    let (text, fds) =
+        receive(agent, MESSAGE_BYTES_MAX, FDS_MAX).map_err(failed("receive its orders"))?;
     let text = str::from_utf8(&text).map_err(|_| misread())?;
     let orders = Orders::from_text(text).ok_or_else(misread)?;
     let given = given(&orders, fds)?;
@@ -120,7 +118,7 @@ fn leave_namespaces() -> Result<(), Failure> {
         | UnshareFlags::NEWIPC
         | UnshareFlags::NEWUTS
         | UnshareFlags::NEWCGROUP;
-    sys::unshare(all).map_err(failed("make namespaces"))?;
+    unshare(all).map_err(failed("make namespaces"))?;
     rustix::system::sethostname(HOST_NAME).map_err(failed("forget the host's name"))
 }
 
@@ -133,12 +131,12 @@ fn wait_for_exec(told: &mut impl Read) -> Result<(), Failure> {
 
 /// Waits for the VMM's end and records it.
 fn see_out(started: Started) -> ExitCode {
-    let Started { vmm, handle, own_handle, exit, identity } = started;
-    drop((handle, own_handle));
-    if drop_rights(identity).is_err() {
+    if drop_rights(started.identity).is_err() {
         // Nothing is run with rights it should not have.
-        let _ = kill_process(vmm, Signal::KILL);
+        started.kill();
     }
+    let Started { vmm, handle, own_handle, exit, .. } = started;
+    drop((handle, own_handle));
     sys::let_go_of_code();
     let recorded = sys::wait_for(vmm)
         .map_err(std::io::Error::from)

@@ -7,22 +7,22 @@
 
 use std::{
     ffi::CStr,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     process::ExitCode,
 };
 
 use rustix::{
     fs::{Mode, OFlags},
-    io::{Errno, retry_on_intr},
+    io::Errno,
     thread::set_name,
 };
 
 use super::{
     FIRST_FD,
-    messages::{answer, receive},
-    orders::{Failure, REQUEST, REQUEST_FDS, failed},
+    orders::{Answer, Failure, REQUEST, REQUEST_FDS, answer_to_bytes, failed},
     room, see_out, start, sys,
 };
+use crate::messages::{receive, send};
 
 /// Names of the processes, in 15 bytes.
 const NURSERY: &CStr = c"shim-nursery";
@@ -64,7 +64,9 @@ fn serve(agent: OwnedFd, home: Home) -> ExitCode {
             Ok(Some(pair)) => pair,
             Ok(None) => return ExitCode::SUCCESS,
             // The request's descriptors are closed: whoever waits for that shim hears of it.
-            Err(_) => continue,
+            Err(Errno::BADMSG) => continue,
+            // It would be the same again. The agent starts another nursery.
+            Err(_) => return ExitCode::FAILURE,
         };
         match sys::fork() {
             Ok(None) => {
@@ -83,7 +85,7 @@ fn serve(agent: OwnedFd, home: Home) -> ExitCode {
 
 /// `None`: the agent is gone.
 fn request(agent: &OwnedFd) -> Result<Option<(OwnedFd, OwnedFd)>, Errno> {
-    let (text, fds) = retry_on_intr(|| receive::<REQUEST_FDS>(agent))?;
+    let (text, fds) = receive(agent, REQUEST.len(), REQUEST_FDS)?;
     if text.is_empty() && fds.is_empty() {
         return Ok(None);
     }
@@ -118,4 +120,8 @@ fn be_shim(agent: OwnedFd, log: OwnedFd, home: Home) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn answer(socket: &OwnedFd, answer: &Answer, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    send(socket, &answer_to_bytes(answer), fds)
 }

@@ -1,16 +1,14 @@
-//! What the agent asks of the nursery and of a shim, and what they answer: one message each way over
-//! a socket pair. Descriptors come with them.
+//! What the agent asks of the nursery and of a shim, and what they answer: one message each way, with
+//! descriptors.
 
 use std::{fmt::Write, io, os::fd::RawFd};
 
 use rustix::io::Errno;
 
-use crate::{Identity, ProcessLimits};
+use crate::{Identity, ProcessLimits, messages::FDS_MAX};
 
 /// Bytes of a message. Orders have a line of some bytes for each descriptor.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 16 * 1024;
-/// Descriptors of a message; the kernel takes 253.
-pub(crate) const FDS_MAX: usize = 253;
 /// Descriptors that are the shim's own: see [`OWN_FDS`].
 pub(crate) const HANDED_MAX: usize = FDS_MAX - OWN_FDS;
 /// In their order: the VMM's program, its cgroup's door, the files for pids and exit, and its

@@ -13,8 +13,7 @@ use rustix::{
     },
 };
 
-use super::sys;
-use crate::{Identity, ProcessLimits};
+use crate::{Identity, ProcessLimits, sys::unshare};
 
 /// No capability, nor a way to one. The bounding set must be empty already: that takes one.
 pub(super) fn drop_capabilities() -> Result<(), Errno> {
@@ -38,7 +37,7 @@ pub(super) fn become_user(identity: Identity) -> Result<(), Errno> {
 /// capability that this one knows a process in it could change none of them. And what checks for a
 /// capability of the host (modules, raw devices, BPF, mounts) refuses whoever is in here.
 pub(super) fn enter_user_namespace(proc: &OwnedFd, identity: Identity) -> Result<(), Errno> {
-    sys::unshare(UnshareFlags::NEWUSER)?;
+    unshare(UnshareFlags::NEWUSER)?;
     // After a change of user the files below belong to root, until this.
     set_dumpable_behavior(DumpableBehavior::Dumpable)?;
     let Identity { uid, gid } = identity;

@@ -1,8 +1,8 @@
 //! The empty room: a mount namespace that holds nothing but an empty, read-only folder.
 //!
-//! The nursery makes it around itself, so that every shim begins there. A VMM's own mount namespace is
-//! a copy of this one's single mount: were it made from the host's, its cost would grow with whatever
-//! is mounted there.
+//! The nursery makes it around itself, so that every shim begins there. A VMM's own mount namespace
+//! is a copy of this one's single mount: were it made from the host's, its cost would grow with
+//! whatever is mounted there.
 
 use std::os::fd::OwnedFd;
 
@@ -18,14 +18,12 @@ use rustix::{
     thread::UnshareFlags,
 };
 
-use super::{
-    orders::{Failure, failed},
-    sys,
-};
+use super::orders::{Failure, failed};
+use crate::sys::unshare;
 
 /// Makes the room around this process.
 pub(super) fn build() -> Result<(), Failure> {
-    sys::unshare(UnshareFlags::NEWNS).map_err(failed("make a mount namespace"))?;
+    unshare(UnshareFlags::NEWNS).map_err(failed("make a mount namespace"))?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(failed("part its mounts from the host's"))?;
     let empty = empty_folder().map_err(failed("make an empty folder"))?;

@@ -7,11 +7,7 @@ use std::{
     ptr,
 };
 
-use rustix::{
-    io::Errno,
-    process::Pid,
-    thread::{UnshareFlags, unshare_unsafe},
-};
+use rustix::{io::Errno, process::Pid};
 
 use super::landlock::Denied;
 
@@ -48,14 +44,6 @@ pub(super) fn place(fd: BorrowedFd<'_>, number: RawFd) -> Result<(), Errno> {
     // numbers above all it places, and execs or ends without dropping what it replaces.
     let outcome = unsafe { libc::dup2(fd.as_raw_fd(), number) };
     if outcome == number { Ok(()) } else { Err(last_errno()) }
-}
-
-/// Leaves namespaces of the parent's for new ones.
-pub(super) fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
-    debug_assert!(!flags.contains(UnshareFlags::FILES));
-    // SAFETY: what makes this unsafe is unsharing the table of descriptors between threads; the
-    // flag for it is not among those given (see the callers), and there is one thread.
-    unsafe { unshare_unsafe(flags) }
 }
 
 /// Whether children that end are gone at once, or wait to be waited for. Survives fork, and by the
