@@ -8,6 +8,8 @@
 mod api;
 #[path = "microvm/crowd.rs"]
 mod crowd;
+#[path = "microvm/neighbours.rs"]
+mod neighbours;
 #[path = "microvm/node.rs"]
 mod node;
 

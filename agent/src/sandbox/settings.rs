@@ -47,6 +47,7 @@ pub(super) fn start(record: &SandboxRecord, image: &Settings, disk: &Overrides) 
         cwd: image.working_dir.clone().unwrap_or_default(),
         user: image.user.clone().unwrap_or_default(),
         stop_signal: image.stop_signal.clone().unwrap_or_default(),
+        volumes: image.volumes.clone(),
     }
 }
 

@@ -78,7 +78,7 @@ fn field(path: &Path, key: &str) -> u64 {
 }
 
 /// A tier XS.
-fn extra_small() -> SandboxSpec {
+pub(crate) fn extra_small() -> SandboxSpec {
     let resources = Resources { cpu: MilliCpu(250), memory: Mib(512), disk: Mib(1024) };
     SandboxSpec { resources, ..spec(512) }
 }

@@ -148,9 +148,9 @@ pub(crate) fn config_in(folder: &Path) -> Config {
 }
 
 /// Names of busybox in the image.
-const NAMES: [&str; 13] = [
-    "sh", "cat", "dd", "echo", "head", "hostname", "ifconfig", "ping", "sleep", "stat", "true",
-    "wc", "yes",
+const NAMES: [&str; 17] = [
+    "sh", "cat", "dd", "echo", "head", "hostname", "ifconfig", "mknod", "ping", "rm", "sleep",
+    "stat", "sync", "tail", "true", "wc", "yes",
 ];
 
 /// Makes a store with one public image: busybox and its names.

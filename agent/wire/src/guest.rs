@@ -97,6 +97,8 @@ pub struct Start {
     pub user: String,
     /// Name of the signal that stops the entrypoint. Empty: SIGTERM.
     pub stop_signal: String,
+    /// Folders to be of the disk's own file system, instead of the overlay.
+    pub volumes: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

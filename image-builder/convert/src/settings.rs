@@ -18,6 +18,7 @@ struct Run {
     user: Option<String>,
     stop_signal: Option<String>,
     exposed_ports: Option<BTreeMap<String, IgnoredAny>>,
+    volumes: Option<BTreeMap<String, IgnoredAny>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -41,6 +42,7 @@ pub(crate) fn of(image: &Image) -> Result<Settings, oci::Error> {
         user: said(run.user),
         stop_signal: said(run.stop_signal),
         exposed_ports: run.exposed_ports.unwrap_or_default().into_keys().collect(),
+        volumes: run.volumes.unwrap_or_default().into_keys().collect(),
     })
 }
 
@@ -64,7 +66,7 @@ mod tests {
     fn every_setting_is_read_and_null_is_absent() {
         let text = r#"{"config":{"Entrypoint":["/bin/sh","-c"],"Cmd":null,"Env":["A=b"],
             "WorkingDir":"/srv","User":"1000:1000","StopSignal":"SIGINT",
-            "ExposedPorts":{"80/tcp":{}},"Labels":{"x":"y"}}}"#;
+            "ExposedPorts":{"80/tcp":{}},"Volumes":{"/var/lib/data":{}},"Labels":{"x":"y"}}}"#;
         let expected = Settings {
             entrypoint: vec!["/bin/sh".to_owned(), "-c".to_owned()],
             cmd: Vec::new(),
@@ -73,6 +75,7 @@ mod tests {
             user: Some("1000:1000".to_owned()),
             stop_signal: Some("SIGINT".to_owned()),
             exposed_ports: vec!["80/tcp".to_owned()],
+            volumes: vec!["/var/lib/data".to_owned()],
         };
         assert_eq!(settings(text).unwrap(), expected);
         for empty in ["{}", r#"{"config":null}"#, r#"{"config":{"User":""}}"#] {

@@ -49,6 +49,8 @@ pub struct Settings {
     pub stop_signal: Option<String>,
     /// `port` or `port/protocol`.
     pub exposed_ports: Vec<String>,
+    /// Paths, in order.
+    pub volumes: Vec<String>,
 }
 
 /// The record of the image with this manifest digest, if it is here.

@@ -51,6 +51,7 @@ fn serve() -> io::Result<()> {
     let site = Site {
         root: PathBuf::from(mounts::SANDBOX),
         hidden: vec![mounts::IMAGE, mounts::DISK, mounts::CGROUPS],
+        volumes: PathBuf::from(mounts::VOLUMES),
         cgroups: PathBuf::from(mounts::CGROUPS),
     };
     let guest = Arc::new(Guest::new(site, root, ready_ns)?);

@@ -30,5 +30,6 @@ pub mod rpc;
 mod signals;
 mod sys;
 mod user;
+mod volumes;
 pub mod vsock;
 pub mod workload;

@@ -15,6 +15,8 @@ pub const DISK_DEVICE: &str = "/dev/vdb";
 
 pub const IMAGE: &str = "/image";
 pub const DISK: &str = "/disk";
+/// What the image declares as volumes, on the disk itself.
+pub const VOLUMES: &str = "/disk/volumes";
 /// Image and disk joined: the workload's root. (`/root` belongs to the kernel's own initramfs.)
 pub const SANDBOX: &str = "/sandbox";
 pub const CGROUPS: &str = "/cgroup";

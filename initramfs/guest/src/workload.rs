@@ -28,7 +28,7 @@ use crate::{
     entrypoint::Entrypoint,
     environment::Environment,
     failure::{failure, from_errno, from_io, invalid},
-    root, signals, sys,
+    root, signals, sys, volumes,
 };
 
 /// Where a workload is put.
@@ -38,6 +38,8 @@ pub struct Site {
     pub root: PathBuf,
     /// Mounts that the sandbox's namespace must not keep.
     pub hidden: Vec<&'static str>,
+    /// Folder of the disk for the image's volumes.
+    pub volumes: PathBuf,
     /// Folder of a cgroup2 mount.
     pub cgroups: PathBuf,
 }
@@ -110,8 +112,10 @@ impl Workload {
             .map_err(|error| from_errno("cannot open /dev/null", error))?;
         let cgroups = Cgroups::create(&site.cgroups, limits)
             .map_err(|error| from_io("cannot make the workload's cgroup", &error))?;
+        let volumes = volumes::prepare(&site.volumes, &start.volumes)?;
         root::enter_root(&site.root, &site.hidden)
             .map_err(|error| from_errno("cannot enter the sandbox's root", error))?;
+        volumes::mount(volumes)?;
         root::populate(&start.host_name)
             .map_err(|error| from_io("cannot fill the sandbox's root", &error))?;
         fs_err::create_dir_all(&settings.cwd)

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use fs_err as fs;
 use holdfast_wire::{
     frame::write_frame,
-    guest::{Call, FailureKind, Input, Output},
+    guest::{Call, FailureKind, Input, Output, Start},
 };
 
 use crate::{
@@ -123,4 +123,16 @@ fn a_write_cut_short_changes_nothing() {
     drop(stream);
     eventually("the draft is gone", || sandbox.shell("ls -A /d").stdout == "f\n");
     assert_eq!(sandbox.shell("cat /d/f").stdout, "old\n");
+}
+
+#[test]
+fn a_volume_is_of_the_disk_itself_unless_the_image_has_content_there() {
+    let sandbox = Sandbox::new();
+    let volumes = ["/bin", "/var/empty", "/var/lib/new"].map(str::to_owned).to_vec();
+    sandbox.start(Start { volumes, ..Start::default() }).unwrap();
+    let kinds = sandbox.shell("stat -f -c %t /bin /var/empty /var/lib/new; stat -c %a /var/empty");
+    assert_eq!(kinds.stdout, "794c7630\n1021994\n1021994\n755\n", "{}", kinds.stderr);
+    let kept =
+        sandbox.shell("echo kept > /var/lib/new/note && cat /var/lib/new/note && ls /bin/sh");
+    assert_eq!(kept.stdout, "kept\n/bin/sh\n");
 }

@@ -41,7 +41,8 @@ impl Sandbox {
         mounts::join(&folder.path().join("image"), &disk, &root).unwrap();
         let cgroups = cgroup2_mount().join(folder.path().file_name().unwrap());
         fs::create_dir(&cgroups).unwrap();
-        let site = Site { root, hidden: Vec::new(), cgroups: cgroups.clone() };
+        let volumes = disk.join("volumes");
+        let site = Site { root, hidden: Vec::new(), volumes, cgroups: cgroups.clone() };
         let guest = Arc::new(Guest::new(site, None, 1).unwrap());
         let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
         let server = std::thread::spawn(move || serve(&listener, &guest));
@@ -92,7 +93,7 @@ impl Drop for Sandbox {
 }
 
 fn make_image(image: &Path) {
-    for folder in ["bin", "etc", "tmp", "home/web"] {
+    for folder in ["bin", "etc", "tmp", "home/web", "var/empty"] {
         fs::create_dir_all(image.join(folder)).unwrap();
     }
     fs::copy("/bin/busybox", image.join("bin/busybox")).unwrap();
