@@ -27,6 +27,6 @@ pub use jailer::Jailer;
 pub use memory::{guest_memory, sealed_bytes};
 pub use process::{Confinement, Handover, Identity, ProcessLimits, confine, in_words};
 pub use run_folder::{RunFolder, sweep_run_folders};
-pub use shim::run as run_shim;
+pub use shim::{landlock_version, run as run_shim};
 pub use slot::tap_in_a_slot;
 pub use vmm::{Adopted, VmmPlan, VmmProcess};

@@ -30,6 +30,21 @@ const MITIGATIONS_OFF: [&str; 15] = [
     "kvm-intel.vmentry_l1d_flush=never",
 ];
 
+/// The jail does without where there is none: its root is empty all the same. One wall less.
+pub(super) fn landlock(version: Option<u32>) -> HostCheck {
+    const NAME: &str = "landlock";
+    // The first that denies TCP, abstract sockets and signals to processes outside.
+    const WHOLE: u32 = 6;
+    let remedy = "boot a kernel of 6.12 or newer with landlock among the words of lsm=";
+    match version {
+        None => warning(NAME, "off: jails are without it", remedy),
+        Some(version) if version < WHOLE => {
+            warning(NAME, format!("version {version} denies less than {WHOLE} would"), remedy)
+        }
+        Some(version) => ok(NAME, format!("version {version}")),
+    }
+}
+
 impl Host {
     pub(super) fn kvm(&self) -> HostCheck {
         if self.path("dev/kvm").exists() {
@@ -176,7 +191,9 @@ mod tests {
             (MDS, "Mitigation: Clear CPU buffers"),
             ("proc/swaps", "Filename Type Size Used Priority"),
         ]);
-        for check in host.examine(Smt::CoreScheduling) {
+        // What the machine of the test has is no part of the image.
+        let checks = host.examine(Smt::CoreScheduling).into_iter();
+        for check in checks.filter(|check| check.name != "landlock") {
             assert_eq!(check.verdict, Verdict::Ok, "{check:?}");
             assert_eq!(check.remedy, None, "{check:?}");
         }
@@ -205,6 +222,16 @@ mod tests {
         }
         assert!(host.swap().detail.ends_with("/dev/vda2"));
         assert_eq!(host.kvm().verdict, Verdict::Failed);
+    }
+
+    #[test]
+    fn a_kernel_with_less_of_landlock_than_a_jail_uses_is_a_warning() {
+        assert_eq!(landlock(Some(6)).verdict, Verdict::Ok);
+        for version in [None, Some(3)] {
+            let check = landlock(version);
+            assert_eq!(check.verdict, Verdict::Warning);
+            assert!(check.remedy.is_some());
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 use holdfast_api::node::{HostCheck, Verdict};
-use holdfast_jail::cores_can_be_kept_apart;
+use holdfast_jail::{cores_can_be_kept_apart, landlock_version};
 use log::{error, info, warn};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
@@ -59,6 +59,7 @@ impl Host {
     pub(crate) fn examine(&self, smt: Smt) -> Vec<HostCheck> {
         vec![
             self.kvm(),
+            checks::landlock(landlock_version()),
             self.core_dumps(),
             self.same_page_merging(),
             self.mitigations(),

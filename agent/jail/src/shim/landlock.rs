@@ -58,6 +58,11 @@ pub(super) fn no_files() -> Result<(), Errno> {
     restrict(None, |denied| Denied { scope: 0, ..denied })
 }
 
+/// The version of Landlock that the kernel has and lets be used; `None`: a jail is without it.
+pub fn landlock_version() -> Option<u32> {
+    sys::landlock_abi().ok().and_then(|abi| abi.try_into().ok())
+}
+
 fn restrict(
     program: Option<BorrowedFd<'_>>,
     choose: impl FnOnce(Denied) -> Denied,

@@ -24,6 +24,7 @@ use rustix::{
     thread::UnshareFlags,
 };
 
+pub use landlock::landlock_version;
 pub(crate) use orders::{
     ANSWER_FDS, Failure, HANDED_MAX, MESSAGE_BYTES_MAX, OWN_FDS, Orders, REQUEST, answer_from_bytes,
 };
