@@ -154,6 +154,7 @@ impl Machine {
             vcpus: resources.vcpus(),
             memory_mib: resources.memory.0,
             memory_fd: handover.give(memory)?,
+            memory_private: false,
             kvm_fd: handover.give(open_device("/dev/kvm")?)?,
             kernel_fd: handover.give(open("the guest's kernel", &node.kernel)?)?,
             initramfs_fd: handover.give(open("the guest's initramfs", &node.initramfs)?)?,
@@ -185,6 +186,7 @@ impl Machine {
             }],
             balloon: true,
             cpu: CpuTemplate::Host,
+            state_fd: None,
         };
         let frame = frame::encode(&config)
             .map_err(|error| LaunchError::Image { reason: error.to_string() })?;

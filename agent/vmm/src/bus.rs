@@ -11,7 +11,10 @@ use crate::{
         I8042_COMMAND_PORT, I8042_RESET, PANIC_PORT, SERIAL_PORT, SERIAL_PORTS, SLEEP_CONTROL_PORT,
         SLEEP_STATUS_PORT,
     },
-    legacy::{panic, power, serial::SerialPort},
+    legacy::{
+        panic, power,
+        serial::{SerialPort, SerialState},
+    },
     vm::wiring::DEVICE_WINDOW_BYTES,
 };
 
@@ -79,6 +82,14 @@ impl Bus {
     fn lock_serial(&self) -> std::sync::MutexGuard<'_, SerialPort> {
         // A panic there cannot leave the port's registers in a state the guest could not set.
         self.serial.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(crate) fn save_serial(&self) -> SerialState {
+        self.lock_serial().save()
+    }
+
+    pub(crate) fn restore_serial(&self, state: &SerialState) {
+        self.lock_serial().restore(state);
     }
 
     /// Writes out what the serial port still holds, and tells how much it was given in all.

@@ -129,6 +129,7 @@ mod tests {
             vcpus: 1,
             memory_mib: 64,
             memory_fd: 4,
+            memory_private: false,
             kvm_fd: 5,
             kernel_fd: 6,
             initramfs_fd: 7,
@@ -140,6 +141,7 @@ mod tests {
             networks: Vec::new(),
             balloon: false,
             cpu: CpuTemplate::Host,
+            state_fd: None,
         }
     }
 

@@ -49,7 +49,8 @@ impl InheritedFds {
         let mut fds = Self::default();
         let segments = segments.map(|part| ("a disk", part.fd));
         let taps = config.networks.iter().map(|network| ("a network", network.tap_fd));
-        for (what, fd) in named.into_iter().chain(segments).chain(taps) {
+        let state = config.state_fd.map(|fd| ("the saved state", fd));
+        for (what, fd) in named.into_iter().chain(segments).chain(taps).chain(state) {
             fds.claim_one(what, fd)?;
         }
         Ok(fds)

@@ -14,6 +14,7 @@ mod legacy;
 mod limits;
 mod machine;
 mod random;
+mod saved;
 pub mod seccomp;
 mod session;
 mod sys;

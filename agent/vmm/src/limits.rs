@@ -22,13 +22,23 @@ pub(crate) mod config {
 pub(crate) mod control {
     /// Bytes of requests that may wait for their end. Requests have some bytes each.
     pub(crate) const REQUEST_BYTES_MAX: usize = 4096;
-    /// Bytes of answers an agent may leave unread. Stats of many disks take one or two KiB.
-    pub(crate) const UNSENT_BYTES_MAX: usize = 64 * 1024;
+    /// Bytes of answers an agent may leave unread. Stats of many disks take one or two KiB, a saved
+    /// state up to [`super::state::STATE_BYTES_MAX`].
+    pub(crate) const UNSENT_BYTES_MAX: usize = 320 * 1024;
     /// Events kept while no agent is connected. More are dropped, the oldest first.
     pub(crate) const EVENTS_KEPT_MAX: usize = 32;
     /// Events waiting for the control thread. Devices report once in their life and PID 1 once per
     /// boot, so more than this is a guest that makes noise and what is over is dropped.
     pub(crate) const EVENTS_WAITING_MAX: usize = 128;
+}
+
+/// What a snapshot keeps of CPUs and devices.
+pub(crate) mod state {
+    /// Bytes of it, read from a file or told to the agent: a frame less its head. A vCPU has 6 KiB, a
+    /// device 200 bytes.
+    pub(crate) const STATE_BYTES_MAX: usize = 255 * 1024;
+    /// Model-specific registers of one vCPU. Linux lists about 120.
+    pub(crate) const MSRS_MAX: usize = 512;
 }
 
 /// Threads: one a vCPU, one a device, and the first, which serves the control socket.

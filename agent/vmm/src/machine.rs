@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    os::fd::OwnedFd,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -14,12 +15,13 @@ use log::{error, info};
 use crate::{
     boot::{self, BootError, Sources},
     bus::Bus,
-    devices::{DeviceError, DeviceSet},
+    devices::{DeviceError, DeviceSet, Unfit},
     event::EventSender,
     generation::{Generation, GenerationError},
     inherited::{FdError, InheritedFds},
     layout::{GENERATION_GSI, SERIAL_GSI},
     legacy::serial::SerialPort,
+    saved::{MachineState, StateError},
     seccomp::{self, SeccompError, ThreadKind},
     vm::{
         Memory, Vm, VmError,
@@ -64,6 +66,14 @@ pub(crate) enum MachineError {
     BalloonTooLarge { target_mib: u32, memory_mib: u32 },
     #[error(transparent)]
     Generation(#[from] GenerationError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    #[error("this machine was given no saved state")]
+    NoState,
+    #[error("vCPU {index} did not tell its state within {STOP_LIMIT:?}")]
+    NotTold { index: usize },
     #[error("cannot {wanted} while {phase:?}")]
     WrongPhase { wanted: &'static str, phase: Phase },
     #[error("vCPUs did not stop within {STOP_LIMIT:?}")]
@@ -77,6 +87,10 @@ impl MachineError {
             Self::Fd(_) => "the agent passed wrong fds; see its log",
             Self::Memory(_) => "make the memory file as long as the configuration says",
             Self::Vm(VmError::Template(_)) => "use the host's own CPU, or another host",
+            Self::Vm(VmError::Unlike(_) | VmError::Counter { .. } | VmError::Msr { .. }) => {
+                "restore it on a host of the kind it was saved on"
+            }
+            Self::Vm(VmError::Vcpus { .. }) => "configure the machine as it was when it was saved",
             Self::Vm(_) => "see whether this host has KVM, and this user may use /dev/kvm",
             Self::Wiring(_) => "attach fewer devices",
             Self::Device(error) => error.hint(),
@@ -87,7 +101,10 @@ impl MachineError {
             Self::BalloonTooLarge { .. } => "ask for less",
             Self::Generation(_) => "see whether this host's random number generator works",
             Self::WrongPhase { .. } => "ask for the phase first (Hello tells it)",
-            Self::NotStopped => "kill this VMM; its guest cannot be saved",
+            Self::NotStopped | Self::NotTold { .. } => "kill this VMM; its guest cannot be saved",
+            Self::State(_) => "take an earlier snapshot, or a VMM of the release that saved it",
+            Self::Unfit(_) => "configure the machine as it was when it was saved",
+            Self::NoState => "name one in the configuration, or boot",
         }
     }
 }
@@ -101,6 +118,8 @@ pub(crate) struct Machine {
     around: Arc<Surroundings>,
     /// What to load; gone once it was.
     sources: Option<Sources>,
+    /// What to restore from; gone once it was.
+    state: Option<OwnedFd>,
     vcpus: Vec<RunningVcpu>,
     /// PID 1 has reported.
     ready: bool,
@@ -116,7 +135,7 @@ impl Machine {
     ) -> Result<Self, MachineError> {
         vcpu::install_kick().map_err(MachineError::Kick)?;
         let memory_bytes = u64::from(config.memory_mib) << 20;
-        let memory = memory::map(fds.take(config.memory_fd)?, memory_bytes)?;
+        let memory = memory::map(fds.take(config.memory_fd)?, memory_bytes, config.memory_private)?;
         let vm = Vm::new(fds.take(config.kvm_fd)?, &memory, config.cpu)?;
         let mut wiring = KvmWiring::new(&vm.fd);
         let generation = Generation::new(wiring.fixed_line(GENERATION_GSI)?);
@@ -131,14 +150,17 @@ impl Machine {
             memory_bytes,
             vcpus: config.vcpus,
         };
+        let state = config.state_fd.map(|fd| fds.take(fd)).transpose()?;
         let bus = Bus { devices, serial: Mutex::new(serial) };
+        let around = Surroundings { bus, gate: Gate::new(), events, msrs: vm.msrs() };
         Ok(Self {
             vm,
             memory,
             memory_mib: config.memory_mib,
             generation,
-            around: Arc::new(Surroundings { bus, gate: Gate::new(), events }),
+            around: Arc::new(around),
             sources: Some(sources),
+            state,
             vcpus: Vec::new(),
             ready: false,
             paused: false,
@@ -167,6 +189,69 @@ impl Machine {
         let entry = boot::load(sources, self.around.bus.devices.windows(), &self.memory)?;
         let loaded = started.elapsed();
         let vcpus = self.vm.vcpus(count, entry)?;
+        self.hold(vcpus)?;
+        self.around.gate.open();
+        info!(
+            load_us = u64::try_from(loaded.as_micros()).unwrap_or(u64::MAX),
+            start_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            vcpus = count;
+            "vCPUs started"
+        );
+        Ok(())
+    }
+
+    /// Puts the machine where its state in the configuration was told. It is paused then.
+    pub(crate) fn restore(&mut self) -> Result<(), MachineError> {
+        let started = Instant::now();
+        let count = match &self.sources {
+            Some(sources) if self.vcpus.is_empty() => sources.vcpus,
+            _ => return Err(self.wrong_phase("restore")),
+        };
+        let file = self.state.take().ok_or(MachineError::NoState)?;
+        // Nothing is left to be booted, whatever comes of it.
+        self.sources = None;
+        let state = MachineState::read(file)?;
+        let (found, wanted) = (state.memory_mib, self.memory_mib);
+        if found != wanted {
+            return Err(StateError::Memory { found, wanted }.into());
+        }
+        let vcpus = self.vm.restored_vcpus(count, &state.vcpus, &state.shared)?;
+        // After the interrupt controllers: they raise interrupts.
+        self.around.bus.devices.restore(&state.devices)?;
+        self.around.bus.restore_serial(&state.serial);
+        self.hold(vcpus)?;
+        (self.ready, self.paused) = (state.ready, true);
+        let restore_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        info!(restore_us, vcpus = count; "machine restored");
+        Ok(())
+    }
+
+    /// What a snapshot keeps of the machine beside memory and disks.
+    pub(crate) fn save(&self) -> Result<Vec<u8>, MachineError> {
+        if self.phase() != Phase::Paused {
+            return Err(self.wrong_phase("save"));
+        }
+        self.around.gate.ask();
+        let told = self.vcpus.iter().enumerate().map(|(index, vcpu)| {
+            let state = vcpu.state(STOP_LIMIT).ok_or(MachineError::NotTold { index })?;
+            Ok(state?)
+        });
+        let mut vcpus = told.collect::<Result<Vec<_>, MachineError>>()?;
+        self.vm.add_features(&mut vcpus)?;
+        let bus = &self.around.bus;
+        let state = MachineState {
+            memory_mib: self.memory_mib,
+            ready: self.ready,
+            shared: self.vm.shared_state()?,
+            vcpus,
+            devices: bus.devices.save()?,
+            serial: bus.save_serial(),
+        };
+        Ok(state.encode()?)
+    }
+
+    /// Starts the vCPUs' threads, which wait at the gate.
+    fn hold(&mut self, vcpus: Vec<VcpuFd>) -> Result<(), MachineError> {
         // Held back until all threads are there: when one cannot be had, none has run.
         self.around.gate.close();
         if let Err(error) = self.start_threads(vcpus) {
@@ -178,13 +263,6 @@ impl Machine {
             self.stop();
             return Err(error.into());
         }
-        self.around.gate.open();
-        info!(
-            load_us = u64::try_from(loaded.as_micros()).unwrap_or(u64::MAX),
-            start_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
-            vcpus = count;
-            "vCPUs started"
-        );
         Ok(())
     }
 

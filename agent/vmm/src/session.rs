@@ -89,6 +89,13 @@ impl Session {
                 self.control.reply(Reply::Stats(stats));
                 return None;
             }
+            ToVmm::Restore => self.machine.restore(),
+            ToVmm::Save => {
+                let saved = self.machine.save();
+                let reply = saved.map_or_else(refused, |state| Reply::Saved { state });
+                self.control.reply(reply);
+                return None;
+            }
             ToVmm::Kill => {
                 self.control.reply(Reply::Done);
                 return Some(Exit::Killed);

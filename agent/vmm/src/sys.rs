@@ -9,11 +9,14 @@ use std::{
     sync::atomic::{AtomicU8, Ordering},
 };
 
-use kvm_bindings::{kvm_run, kvm_userspace_memory_region};
+use kvm_bindings::{kvm_run, kvm_userspace_memory_region, kvm_xsave};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{
-    GuestMemoryBackend, GuestMemoryRegion, VolatileMemoryError, VolatileSlice, bitmap::BitmapSlice,
+    GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, VolatileMemoryError, VolatileSlice,
+    bitmap::BitmapSlice,
 };
+
+use vmm_sys_util::errno;
 
 use crate::vm::Memory;
 
@@ -101,9 +104,30 @@ pub(crate) fn map_memory(vm: &VmFd, memory: &Memory) -> io::Result<()> {
     Ok(())
 }
 
+/// Sets a vCPU's extended state.
+pub(crate) fn set_extended_state(vcpu: &VcpuFd, state: &kvm_xsave) -> Result<(), errno::Error> {
+    // SAFETY: KVM reads as much as the guest's features need, which is over the 4096 bytes of
+    // `state` only for features that a process must ask for first (AMX), and this one never does.
+    unsafe { vcpu.set_xsave(state) }
+}
+
 /// Tells the kernel to leave guest memory out of core dumps: it holds the tenant's secrets.
 pub(crate) fn leave_out_of_core_dumps(memory: &Memory) -> io::Result<()> {
     advise(memory, libc::MADV_DONTDUMP)
+}
+
+/// Lets go of `bytes` from `offset` on of a private mapping of a file: what was written there is
+/// lost, and the file shows again.
+pub(crate) fn let_go(region: &GuestRegionMmap, offset: u64, bytes: u64) -> io::Result<()> {
+    let offset = usize::try_from(offset).map_err(io::Error::other)?;
+    let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
+    let end = offset.checked_add(bytes).filter(|&end| end <= region.size());
+    end.ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: the range lies inside one mapping that `region` owns (checked above). Guest memory is
+    // only ever accessed as volatile bytes, so that they change at any time is expected.
+    let outcome =
+        unsafe { libc::madvise(region.as_ptr().add(offset).cast(), bytes, libc::MADV_DONTNEED) };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Gives one piece of advice about all of `memory`; it must be of a kind that changes no byte.

@@ -236,6 +236,7 @@ fn main_and_vcpu_threads_make_each_call_their_filters_allow_and_no_other() {
     assert_eq!(vmm.ask(&ToVmm::Boot).unwrap(), Reply::Done);
     await_output(&mut vmm, 0);
     assert_eq!(vmm.ask(&ToVmm::Pause).unwrap(), Reply::Done);
+    assert!(matches!(vmm.ask(&ToVmm::Save).unwrap(), Reply::Saved { .. }));
     assert_eq!(vmm.ask(&ToVmm::Resume).unwrap(), Reply::Done);
     assert_eq!(vmm.ask(&ToVmm::RenewGeneration).unwrap(), Reply::Done);
     // As a new agent does.

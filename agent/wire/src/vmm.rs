@@ -27,6 +27,9 @@ pub struct Config {
     /// Guest memory in MiB, at least 64; the memfd must have this size.
     pub memory_mib: u32,
     pub memory_fd: i32,
+    /// True: the guest's writes stay with this process and never reach the memory file, which may
+    /// be shared with others and open for reading only. False: the file is this guest's own memory.
+    pub memory_private: bool,
     pub kvm_fd: i32,
     /// Uncompressed ELF kernel with a PVH note.
     pub kernel_fd: i32,
@@ -46,6 +49,8 @@ pub struct Config {
     /// A balloon with free-page reporting: what the guest does not use goes back to the host.
     pub balloon: bool,
     pub cpu: CpuTemplate,
+    /// A regular file with what [`Reply::Saved`] told, for [`ToVmm::Restore`].
+    pub state_fd: Option<i32>,
 }
 
 /// What the guest's CPUs can do.
@@ -145,6 +150,12 @@ pub enum ToVmm {
     RenewGeneration,
     /// End this process at once, without asking the guest. Answered, then [`Event::Exited`].
     Kill,
+    /// Tell the state of everything but memory and disks. While paused; answered by
+    /// [`Reply::Saved`]. The microVM can go on afterwards.
+    Save,
+    /// In place of [`ToVmm::Boot`]: take up the state in [`Config::state_fd`], with memory and disks
+    /// as they were when it was told. Paused afterwards: renew the generation id, then resume.
+    Restore,
 }
 
 /// VMM to agent.
@@ -164,9 +175,15 @@ pub enum Reply {
     },
     Done,
     Stats(Stats),
-    /// The request does not fit the phase, or failed; the VMM goes on as it was.
+    /// The request does not fit the phase, or failed; the VMM goes on as it was. After a restore
+    /// that failed it can only be ended.
     Refused {
         reason: String,
+    },
+    /// The state of CPUs and devices, to be kept with the memory as it is now.
+    Saved {
+        #[serde(with = "serde_bytes")]
+        state: Vec<u8>,
     },
 }
 

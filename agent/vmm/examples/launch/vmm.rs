@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    io::{self, PipeReader, Write},
+    io::{self, PipeReader, Seek, Write},
     os::{
         fd::{AsRawFd, OwnedFd, RawFd},
         unix::net::{UnixListener, UnixStream},
@@ -62,6 +62,16 @@ pub(crate) struct Launch {
     pub(crate) serial_bytes_max: u64,
     /// Serial output goes to [`Vmm::serial_stream`] instead of the log.
     pub(crate) stream_serial: bool,
+    /// What a machine was saved as, to go on from.
+    pub(crate) saved: Option<Saved>,
+}
+
+/// A machine that was saved.
+#[derive(Debug, Clone)]
+pub(crate) struct Saved {
+    pub(crate) state: Vec<u8>,
+    /// An image of its memory, mapped privately and opened for reading.
+    pub(crate) memory: PathBuf,
 }
 
 /// A VMM that was started. Killed when dropped.
@@ -93,6 +103,7 @@ impl Launch {
             cpu: CpuTemplate::Host,
             serial_bytes_max: 1 << 20,
             stream_serial: false,
+            saved: None,
         }
     }
 
@@ -101,8 +112,14 @@ impl Launch {
         let folder = tempfile::tempdir()?;
         let mut passed = Vec::new();
         let (serial, serial_stream) = self.serial(folder.path())?;
-        let memory = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
-        ftruncate(&memory, u64::from(self.memory_mib) << 20)?;
+        let memory = match &self.saved {
+            Some(saved) => open(&saved.memory)?,
+            None => {
+                let memory = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
+                ftruncate(&memory, u64::from(self.memory_mib) << 20)?;
+                memory
+            }
+        };
         let given = memory.try_clone()?;
         let config = self.config(folder.path(), serial, given, &mut passed)?;
         let config_fd = config_file(&config)?;
@@ -172,6 +189,7 @@ impl Launch {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             memory_fd: pass(memory)?,
+            memory_private: self.saved.is_some(),
             kvm_fd: pass(kvm.into_parts().0.into())?,
             kernel_fd: pass(open(&self.kernel)?)?,
             initramfs_fd: pass(initramfs)?,
@@ -183,6 +201,10 @@ impl Launch {
             networks,
             balloon: self.balloon,
             cpu: self.cpu,
+            state_fd: match &self.saved {
+                Some(saved) => Some(pass(file_of("state", &saved.state)?)?),
+                None => None,
+            },
         })
     }
 }
@@ -192,11 +214,15 @@ fn open(path: &Path) -> Result<OwnedFd> {
 }
 
 fn config_file(config: &Config) -> Result<OwnedFd> {
-    let fd = memfd_create("config", MemfdFlags::CLOEXEC)?;
-    // Clear of the number it will be placed at: dup2 onto itself would keep close-on-exec.
+    file_of("config", &frame::encode(config)?)
+}
+
+fn file_of(name: &str, bytes: &[u8]) -> Result<OwnedFd> {
+    let fd = memfd_create(name, MemfdFlags::CLOEXEC)?;
+    // Clear of the number it may be placed at: dup2 onto itself would keep close-on-exec.
     let fd = fcntl_dupfd_cloexec(&fd, FIRST_PASSED_FD)?;
-    let mut file = File::from_parts(fd.into(), "config");
-    file.write_all(&frame::encode(config)?)?;
+    let mut file = File::from_parts(fd.into(), name);
+    file.write_all(bytes)?;
     Ok(file.into_parts().0.into())
 }
 
@@ -268,8 +294,28 @@ impl Vmm {
 
     /// What the guest wrote to its serial port so far.
     pub(crate) fn serial(&self) -> Result<String> {
-        let bytes = fs_err::read(serial_path(self.folder.path()))?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        Ok(String::from_utf8_lossy(&self.serial_raw()?).into_owned())
+    }
+
+    /// The same as it came.
+    pub(crate) fn serial_raw(&self) -> Result<Vec<u8>> {
+        Ok(fs_err::read(serial_path(self.folder.path()))?)
+    }
+
+    /// Pauses the machine and saves it: its state, and its memory copied to the file `memory`. It
+    /// can go on.
+    pub(crate) fn save(&mut self, memory: &Path) -> Result<Saved> {
+        match self.ask(&ToVmm::Pause)? {
+            Reply::Done => {}
+            other => bail!("Pause was answered by {other:?}"),
+        }
+        let Reply::Saved { state } = self.ask(&ToVmm::Save)? else { bail!("nothing was saved") };
+        let mut copy = File::create(memory)?;
+        let mut guest = File::from_parts(self.memory.try_clone()?.into(), "guest memory");
+        // Its position is shared with nobody: the VMM maps it.
+        guest.rewind()?;
+        io::copy(&mut guest, &mut copy)?;
+        Ok(Saved { state, memory: memory.to_owned() })
     }
 
     pub(crate) fn pid(&self) -> u32 {

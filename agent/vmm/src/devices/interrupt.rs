@@ -46,6 +46,16 @@ impl Interrupt {
         self.reasons.fetch_and(!reasons, Ordering::SeqCst);
     }
 
+    /// As it was in another process. What was raised there may not have reached the guest, so that
+    /// it is raised again; a driver takes one too many for none.
+    pub(super) fn restore(&self, reasons: u32, needs_reset: bool) {
+        self.reasons.store(reasons, Ordering::SeqCst);
+        self.needs_reset.store(needs_reset, Ordering::SeqCst);
+        if reasons != 0 {
+            self.raise(0);
+        }
+    }
+
     /// As after power-on.
     pub(super) fn reset(&self) {
         self.reasons.store(0, Ordering::SeqCst);

@@ -18,6 +18,7 @@ use super::{
     interrupt::Interrupt,
     queue::{Broken, Ring, RingSetup},
     runner::{Runner, Started},
+    saved::{DeviceState, RegistersState, RunState, Unfit},
 };
 use crate::vm::Memory;
 
@@ -46,6 +47,7 @@ pub(super) struct Identity {
 
 /// One device's window.
 pub(super) struct Transport {
+    name: String,
     identity: Identity,
     registers: Mutex<Registers>,
     interrupt: Arc<Interrupt>,
@@ -86,6 +88,7 @@ impl Registers {
 
 /// What [`Transport::new`] joins.
 pub(super) struct Parts {
+    pub(super) name: String,
     pub(super) identity: Identity,
     pub(super) interrupt: Arc<Interrupt>,
     pub(super) kicks: Vec<Arc<EventFd>>,
@@ -95,9 +98,9 @@ pub(super) struct Parts {
 
 impl Transport {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { identity, interrupt, kicks, memory, runner } = parts;
+        let Parts { name, identity, interrupt, kicks, memory, runner } = parts;
         let registers = Mutex::new(Registers::after_reset(&identity));
-        Self { identity, registers, interrupt, kicks, memory, runner }
+        Self { name, identity, registers, interrupt, kicks, memory, runner }
     }
 
     pub(super) fn runner(&self) -> &Runner {
@@ -131,6 +134,77 @@ impl Transport {
         if self.registers().has(VIRTIO_CONFIG_S_DRIVER_OK) {
             self.interrupt.changed_configuration();
         }
+    }
+
+    /// What a snapshot keeps; the device must be paused.
+    pub(super) fn save(&self) -> Result<DeviceState, Unfit> {
+        let run = self.runner.save().ok_or_else(|| Unfit::Ended { device: self.name.clone() })?;
+        let registers = self.registers();
+        let registers = RegistersState {
+            status: registers.status,
+            device_features_page: registers.device_features_page,
+            driver_features_page: registers.driver_features_page,
+            driver_features: registers.driver_features,
+            // No queue has such a number, so that any other will do.
+            queue: u32::try_from(registers.queue).unwrap_or(u32::MAX),
+            queues: registers.queues.clone(),
+            interrupt_reasons: self.interrupt.reasons(),
+            needs_reset: self.interrupt.needs_reset(),
+        };
+        Ok(DeviceState { name: self.name.clone(), registers, run })
+    }
+
+    /// Takes up what was saved, while paused and before any driver has used the device.
+    pub(super) fn restore(&self, state: &DeviceState) -> Result<(), Unfit> {
+        let device = || self.name.clone();
+        if state.name != self.name {
+            return Err(Unfit::Name { found: state.name.clone(), wanted: device() });
+        }
+        let RegistersState { driver_features, interrupt_reasons, needs_reset, .. } =
+            state.registers;
+        let missing = driver_features & !self.offered();
+        if missing != 0 {
+            return Err(Unfit::Features { device: device(), missing });
+        }
+        let started = self.restore_registers(&state.registers, &state.run);
+        let started = started.ok_or_else(|| Unfit::Registers { device: device() })?;
+        // Raised while the device's thread stands still.
+        self.runner.restore(started, state.run.worker.clone(), &self.name)?;
+        self.interrupt.restore(interrupt_reasons, needs_reset);
+        Ok(())
+    }
+
+    /// `None`: no driver can have written this. Within: the queues, if the device was started.
+    fn restore_registers(
+        &self,
+        state: &RegistersState,
+        run: &RunState,
+    ) -> Option<Option<Result<Started, Broken>>> {
+        let mut registers = self.registers();
+        let agreed = state.status & VIRTIO_CONFIG_S_FEATURES_OK != 0;
+        let started = state.status & VIRTIO_CONFIG_S_DRIVER_OK != 0;
+        let sound = state.queues.len() == self.identity.queue_sizes.len()
+            && (!agreed || self.accepts(state.driver_features))
+            && (!started || agreed)
+            && (run.rings.is_empty() || started && run.rings.len() == state.queues.len());
+        if !sound {
+            return None;
+        }
+        *registers = Registers {
+            status: state.status,
+            device_features_page: state.device_features_page,
+            driver_features_page: state.driver_features_page,
+            driver_features: state.driver_features,
+            queue: usize::try_from(state.queue).unwrap_or(usize::MAX),
+            queues: state.queues.clone(),
+        };
+        let running = !run.rings.is_empty();
+        Some(running.then(|| {
+            let mut started = self.started(&registers)?;
+            let rings = started.rings.iter_mut().zip(&run.rings);
+            rings.for_each(|(ring, state)| ring.restore(*state));
+            Ok(started)
+        }))
     }
 
     fn registers(&self) -> MutexGuard<'_, Registers> {

@@ -11,6 +11,7 @@ mod queue;
 mod rate;
 mod rng;
 mod runner;
+mod saved;
 mod sys;
 #[cfg(test)]
 mod testing;
@@ -21,6 +22,7 @@ use std::{io, sync::Arc};
 use holdfast_wire::vmm::{Config, Stats};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 
+pub(crate) use self::saved::{DeviceState, Unfit};
 use self::{
     balloon::Balloon,
     blk::{DiskCounters, DiskError},
@@ -186,7 +188,7 @@ impl DeviceSet {
         let runner = Runner::spawn(setting, worker)
             .map_err(|source| DeviceError::Thread { device: name.clone(), source })?;
         self.windows.push(Window { base, len: DEVICE_WINDOW_BYTES, gsi: line.gsi });
-        let parts = Parts { identity, interrupt, kicks, memory: memory.clone(), runner };
+        let parts = Parts { name, identity, interrupt, kicks, memory: memory.clone(), runner };
         self.transports.push(Transport::new(parts));
         Ok(())
     }
@@ -222,6 +224,23 @@ impl DeviceSet {
 
     pub(crate) fn resume(&self) {
         self.transports.iter().for_each(|transport| transport.runner().resume());
+    }
+
+    /// What a snapshot keeps of them. They must be paused.
+    pub(crate) fn save(&self) -> Result<Vec<DeviceState>, Unfit> {
+        self.transports.iter().map(Transport::save).collect()
+    }
+
+    /// Takes up what was saved: afterwards they are paused, and go on where they were when they are
+    /// resumed. Nothing has used them yet. After an error they are of no use.
+    pub(crate) fn restore(&self, states: &[DeviceState]) -> Result<(), Unfit> {
+        let (found, wanted) = (states.len(), self.transports.len());
+        if found != wanted {
+            return Err(Unfit::Count { found, wanted });
+        }
+        self.pause();
+        let mut each = self.transports.iter().zip(states);
+        each.try_for_each(|(transport, state)| transport.restore(state))
     }
 
     /// Sets how much the guest shall give up. False: there is no balloon.

@@ -10,6 +10,7 @@ use std::{
     time::Instant,
 };
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT, desc::split::Descriptor};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, Permissions};
 
@@ -17,6 +18,7 @@ use super::{
     chain::{Buffer, Chain},
     interrupt::Interrupt,
     rate::Throttle,
+    saved::RingState,
 };
 use crate::vm::Memory;
 
@@ -80,7 +82,7 @@ impl Progress {
 }
 
 /// What the driver wrote into the registers of one queue; checked when the device is started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RingSetup {
     pub(super) size: u32,
     pub(super) ready: bool,
@@ -145,6 +147,23 @@ impl Ring {
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
         Ok(Self { queue, event_idx, untold: 0, interrupt })
+    }
+
+    /// Where it stands.
+    pub(super) fn save(&self) -> RingState {
+        RingState {
+            next_available: self.queue.next_avail(),
+            next_used: self.queue.next_used(),
+            untold: self.untold,
+        }
+    }
+
+    /// Goes on where another process stood. Any numbers do no more harm than a driver could: what
+    /// lies in the ring is checked when it is taken.
+    pub(super) fn restore(&mut self, state: RingState) {
+        self.queue.set_next_avail(state.next_available);
+        self.queue.set_next_used(state.next_used);
+        self.untold = state.untold;
     }
 
     /// The next request, or `None` when the driver has offered no more.

@@ -22,6 +22,7 @@ use vmm_sys_util::{
 use super::{
     interrupt::Interrupt,
     queue::{Broken, Progress, Ring},
+    saved::{Differs, RunState, Unfit, WorkerState},
 };
 use crate::{
     event::{Event, EventSender},
@@ -67,14 +68,35 @@ pub(super) trait Worker: Send {
 
     /// The driver reset the device, or broke it: forget what was going on.
     fn reset(&mut self) {}
+
+    /// What a snapshot keeps of it beside its queues; called while paused.
+    fn save(&self) -> WorkerState;
+
+    /// Takes up what was saved, before [`Self::start`].
+    fn restore(&mut self, state: WorkerState) -> Result<(), Differs>;
 }
 
 enum Order {
     Start(Result<Started, Broken>),
     Reset(SyncSender<()>),
     Pause(SyncSender<()>),
+    Save(SyncSender<RunState>),
+    Restore(Box<Restored>, SyncSender<Result<(), Refusal>>),
     Resume,
     End,
+}
+
+/// What a device goes on with.
+struct Restored {
+    worker: WorkerState,
+    /// `None`: it was not running.
+    started: Option<Result<Started, Broken>>,
+}
+
+/// Why a device does not go on with what it was given.
+enum Refusal {
+    Differs(Differs),
+    Broken(Broken),
 }
 
 /// What the driver set up before it started the device.
@@ -147,6 +169,35 @@ impl Runner {
 
     pub(super) fn resume(&self) {
         self.order(Order::Resume);
+    }
+
+    /// What a snapshot keeps; the device must be paused. `None`: its thread has ended.
+    pub(super) fn save(&self) -> Option<RunState> {
+        let (told, wait) = mpsc::sync_channel(1);
+        self.order(Order::Save(told));
+        wait.recv().ok()
+    }
+
+    /// Takes up what was saved; the device must be paused. `name` is for the error.
+    pub(super) fn restore(
+        &self,
+        started: Option<Result<Started, Broken>>,
+        worker: WorkerState,
+        name: &str,
+    ) -> Result<(), Unfit> {
+        let (told, wait) = mpsc::sync_channel(1);
+        self.order(Order::Restore(Box::new(Restored { worker, started }), told));
+        let device = name.to_owned();
+        match wait.recv() {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(Refusal::Differs(Differs { found, wanted }))) => {
+                Err(Unfit::Other { device, found, wanted })
+            }
+            Ok(Err(Refusal::Broken(broken))) => {
+                Err(Unfit::Broken { device, reason: reason(&broken) })
+            }
+            Err(_) => Err(Unfit::Ended { device }),
+        }
     }
 
     fn order(&self, order: Order) {
@@ -233,11 +284,22 @@ impl Inside {
                     self.paused = true;
                     let _ = done.send(());
                 }
+                Order::Save(told) => {
+                    let rings = self.rings.iter().map(Ring::save).collect();
+                    let _ = told.send(RunState { rings, worker: self.worker.save() });
+                }
+                Order::Restore(restored, told) => _ = told.send(self.restore(*restored)),
                 Order::Resume => self.paused = false,
                 Order::End => return Follow::End,
             }
         }
         Follow::On
+    }
+
+    fn restore(&mut self, Restored { worker, started }: Restored) -> Result<(), Refusal> {
+        self.worker.restore(worker).map_err(Refusal::Differs)?;
+        let Some(started) = started else { return Ok(()) };
+        started.and_then(|started| self.start(started)).map_err(Refusal::Broken)
     }
 
     fn start(&mut self, Started { rings, features }: Started) -> Result<(), Broken> {
@@ -336,6 +398,14 @@ mod tests {
         fn work(&mut self, _: &mut [Ring], _: &Memory, now: Instant) -> Result<Progress, Broken> {
             self.looks.send(now).unwrap();
             Ok(if now < self.until { Progress::At(self.until) } else { Progress::Idle })
+        }
+
+        fn save(&self) -> WorkerState {
+            unreachable!("nobody saves it")
+        }
+
+        fn restore(&mut self, _: WorkerState) -> Result<(), Differs> {
+            unreachable!("nobody restores it")
         }
     }
 

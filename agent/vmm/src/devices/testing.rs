@@ -122,6 +122,7 @@ impl Rig {
             vcpus: 1,
             memory_mib: 64,
             memory_fd: unused(),
+            memory_private: false,
             kvm_fd: unused(),
             kernel_fd: unused(),
             initramfs_fd: unused(),
@@ -133,6 +134,7 @@ impl Rig {
             networks,
             balloon,
             cpu: CpuTemplate::Host,
+            state_fd: None,
         };
         let mut fds = InheritedFds::claim(&config).unwrap();
         let memory = memory();

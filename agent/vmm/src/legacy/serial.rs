@@ -5,6 +5,7 @@ use std::{
     os::fd::OwnedFd,
 };
 
+use serde::{Deserialize, Serialize};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -12,6 +13,24 @@ use crate::limits::serial::LINE_BYTES_MAX;
 
 /// Last line of a log that reached its limit.
 const FULL: &[u8] = b"\n[serial log is full; further output is dropped]\n";
+
+/// Registers of a 16550, as offsets. The first two are the divisor while its access bit is set.
+const DATA: u8 = 0;
+const INTERRUPT_ENABLE: u8 = 1;
+const LINE_CONTROL: u8 = 3;
+const MODEM_CONTROL: u8 = 4;
+const SCRATCH: u8 = 7;
+const DIVISOR_ACCESS: u8 = 1 << 7;
+
+/// What a snapshot keeps of the port. Its log is another one after a restore.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SerialState {
+    divisor: [u8; 2],
+    interrupt_enable: u8,
+    line_control: u8,
+    modem_control: u8,
+    scratch: u8,
+}
 
 /// Raises the port's interrupt line.
 struct Line(EventFd);
@@ -101,6 +120,36 @@ impl SerialPort {
         }
     }
 
+    /// What the guest wrote into the port's registers.
+    pub(crate) fn save(&self) -> SerialState {
+        let state = self.port.state();
+        SerialState {
+            divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            line_control: state.line_control,
+            modem_control: state.modem_control,
+            scratch: state.scratch,
+        }
+    }
+
+    /// Writes the same again, as the guest did. Its last byte counts as sent, of which the driver is
+    /// told if it wants to be.
+    pub(crate) fn restore(&mut self, state: &SerialState) {
+        let [low, high] = state.divisor;
+        for (register, value) in [
+            (LINE_CONTROL, DIVISOR_ACCESS),
+            (DATA, low),
+            (INTERRUPT_ENABLE, high),
+            (LINE_CONTROL, state.line_control & !DIVISOR_ACCESS),
+            (MODEM_CONTROL, state.modem_control),
+            (SCRATCH, state.scratch),
+            (INTERRUPT_ENABLE, state.interrupt_enable),
+            (LINE_CONTROL, state.line_control),
+        ] {
+            self.write(register, value);
+        }
+    }
+
     /// Writes out an unfinished line; returns the bytes received so far.
     pub(crate) fn flush(&mut self) -> u64 {
         let log = self.port.writer_mut();
@@ -118,6 +167,23 @@ mod tests {
         log.write_all(sent).unwrap();
         log.drain();
         (String::from_utf8(log.out).unwrap(), log.received)
+    }
+
+    #[test]
+    fn a_restored_port_has_the_registers_that_were_saved() {
+        let port = || {
+            let log = tempfile::tempfile().unwrap();
+            SerialPort::new(EventFd::new(0).unwrap(), log.into(), 10)
+        };
+        let mut first = port();
+        let written =
+            [(LINE_CONTROL, 0x83), (DATA, 1), (INTERRUPT_ENABLE, 2), (LINE_CONTROL, 0x03)];
+        let more = [(INTERRUPT_ENABLE, 5), (MODEM_CONTROL, 0x0b), (SCRATCH, 0x5a)];
+        written.iter().chain(&more).for_each(|&(register, value)| first.write(register, value));
+        let mut second = port();
+        assert_ne!(second.save(), first.save());
+        second.restore(&first.save());
+        assert_eq!(second.save(), first.save());
     }
 
     #[test]

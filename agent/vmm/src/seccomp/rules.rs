@@ -64,6 +64,13 @@ const fn may_if(
     Rule { name, call, when, why, exempt: None }
 }
 
+/// A request by which KVM tells a part of a machine's state.
+macro_rules! tells {
+    ($request:ident) => {
+        may_if("ioctl", libc::SYS_ioctl, &[Is(1, $request)], "tell the state for a snapshot")
+    };
+}
+
 /// Operations of futex, without the bits that say whose it is and by which clock.
 const FUTEX_OPERATION: u64 = 0x7f;
 const FUTEX_WAIT: u64 = 0;
@@ -76,6 +83,18 @@ const SIGNAL_ABORT: u64 = 6;
 const SIGNAL_KICK: u64 = 34;
 const IOCTL_KVM_RUN: u64 = 0xae80;
 const IOCTL_KVM_CLOCK_PAUSED: u64 = 0xaead;
+const IOCTL_KVM_GET_REGS: u64 = 0x8090_ae81;
+const IOCTL_KVM_GET_SREGS: u64 = 0x8138_ae83;
+const IOCTL_KVM_GET_MSRS: u64 = 0xc008_ae88;
+const IOCTL_KVM_GET_LAPIC: u64 = 0x8400_ae8e;
+const IOCTL_KVM_GET_MP_STATE: u64 = 0x8004_ae98;
+const IOCTL_KVM_GET_VCPU_EVENTS: u64 = 0x8040_ae9f;
+const IOCTL_KVM_GET_DEBUGREGS: u64 = 0x8080_aea1;
+const IOCTL_KVM_GET_TSC_KHZ: u64 = 0xaea3;
+const IOCTL_KVM_GET_XSAVE: u64 = 0x9000_aea4;
+const IOCTL_KVM_GET_XCRS: u64 = 0x8188_aea6;
+const IOCTL_KVM_GET_IRQCHIP: u64 = 0xc208_ae62;
+const IOCTL_KVM_GET_CLOCK: u64 = 0x8030_ae7c;
 const IOCTL_NOT_BLOCKING: u64 = 0x5421;
 const GET_FLAGS: u64 = 1;
 const SOCKET_LEVEL: u64 = 1;
@@ -180,6 +199,8 @@ pub(super) const MAIN: &[Rule] = &[
         &[IsOwnPid(0), Is(2, SIGNAL_KICK)],
         "fetch a vCPU out of the guest",
     ),
+    tells!(IOCTL_KVM_GET_IRQCHIP),
+    tells!(IOCTL_KVM_GET_CLOCK),
 ];
 
 /// What a vCPU's thread may.
@@ -192,6 +213,16 @@ pub(super) const VCPU: &[Rule] = &[
         "tell the guest's clock of a pause",
     ),
     may("rt_sigreturn", libc::SYS_rt_sigreturn, "come back from the signal that fetched it"),
+    tells!(IOCTL_KVM_GET_MP_STATE),
+    tells!(IOCTL_KVM_GET_REGS),
+    tells!(IOCTL_KVM_GET_SREGS),
+    tells!(IOCTL_KVM_GET_XSAVE),
+    tells!(IOCTL_KVM_GET_XCRS),
+    tells!(IOCTL_KVM_GET_DEBUGREGS),
+    tells!(IOCTL_KVM_GET_LAPIC),
+    tells!(IOCTL_KVM_GET_TSC_KHZ),
+    tells!(IOCTL_KVM_GET_MSRS),
+    tells!(IOCTL_KVM_GET_VCPU_EVENTS),
 ];
 
 /// What a disk's thread may.

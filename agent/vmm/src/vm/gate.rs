@@ -10,6 +10,8 @@ use std::{
 pub(crate) enum Pass {
     /// Into the guest; `waited` says whether the gate was closed in between.
     Run { waited: bool },
+    /// Back to the gate, once it has told its state.
+    Tell,
     /// Out of its thread.
     Leave,
 }
@@ -24,6 +26,8 @@ enum Order {
 #[derive(Debug)]
 struct Inside {
     order: Order,
+    /// Counts the times that those who stand at the gate were asked for their state.
+    round: u32,
     /// vCPUs standing at the gate.
     waiting: usize,
     /// vCPUs sent out of their threads.
@@ -39,26 +43,44 @@ pub(crate) struct Gate {
 impl Gate {
     /// An open gate.
     pub(crate) fn new() -> Self {
-        let inside = Inside { order: Order::Run, waiting: 0, left: 0 };
+        let inside = Inside { order: Order::Run, round: 0, waiting: 0, left: 0 };
         Self { inside: Mutex::new(inside), changed: Condvar::new() }
     }
 
-    /// Called by a vCPU's thread when it is out of the guest by request. Returns when it may go on.
-    pub(crate) fn pass(&self) -> Pass {
+    /// Called by a vCPU's thread when it is out of the guest by request. Returns when it may go on,
+    /// or is asked for its state; `round` is the last time that it was, and starts at 0.
+    pub(crate) fn pass(&self, round: &mut u32) -> Pass {
         let mut inside = self.lock();
         let waited = inside.order == Order::Wait;
         inside.waiting += 1;
         self.changed.notify_all();
-        while inside.order == Order::Wait {
+        while inside.order == Order::Wait && inside.round == *round {
             inside = self.changed.wait(inside).unwrap_or_else(PoisonError::into_inner);
         }
         inside.waiting -= 1;
-        if inside.order != Order::Leave {
-            return Pass::Run { waited };
+        match inside.order {
+            Order::Wait => {
+                *round = inside.round;
+                Pass::Tell
+            }
+            Order::Run => {
+                *round = inside.round;
+                Pass::Run { waited }
+            }
+            Order::Leave => {
+                inside.left += 1;
+                self.changed.notify_all();
+                Pass::Leave
+            }
         }
-        inside.left += 1;
+    }
+
+    /// Asks every vCPU that stands at the closed gate for its state, once.
+    pub(crate) fn ask(&self) {
+        let mut inside = self.lock();
+        inside.round = inside.round.wrapping_add(1);
+        drop(inside);
         self.changed.notify_all();
-        Pass::Leave
     }
 
     /// Called by a vCPU's thread that ended the microVM: stands at the gate, whatever its order,
@@ -126,7 +148,7 @@ mod tests {
 
     #[test]
     fn an_open_gate_lets_pass_without_waiting() {
-        assert_eq!(Gate::new().pass(), Pass::Run { waited: false });
+        assert_eq!(Gate::new().pass(&mut 0), Pass::Run { waited: false });
     }
 
     #[test]
@@ -136,7 +158,7 @@ mod tests {
         let comers: Vec<_> = (0..3)
             .map(|_| {
                 let gate = Arc::clone(&gate);
-                thread::spawn(move || gate.pass())
+                thread::spawn(move || gate.pass(&mut 0))
             })
             .collect();
         assert!(gate.await_all(3, LONG));
@@ -147,18 +169,47 @@ mod tests {
     }
 
     #[test]
+    fn who_stands_at_the_gate_is_asked_once_each_time_and_goes_on_waiting() {
+        let gate = Arc::new(Gate::new());
+        gate.close();
+        let comer = thread::spawn({
+            let gate = Arc::clone(&gate);
+            move || {
+                let (mut round, mut told) = (0, 0);
+                loop {
+                    match gate.pass(&mut round) {
+                        Pass::Tell => told += 1,
+                        other => return (told, other),
+                    }
+                }
+            }
+        });
+        for _ in 0..3 {
+            assert!(gate.await_all(1, LONG));
+            gate.ask();
+            // It leaves the gate to tell, and comes back.
+            assert!(gate.await_that(LONG, |inside| inside.waiting == 1));
+        }
+        assert!(gate.await_all(1, LONG));
+        gate.open();
+        let (told, passed) = comer.join().unwrap();
+        assert!((1..=3).contains(&told), "told {told} times");
+        assert_eq!(passed, Pass::Run { waited: true });
+    }
+
+    #[test]
     fn dismissal_reaches_those_who_wait_and_those_who_come() {
         let gate = Arc::new(Gate::new());
         gate.close();
         let waiting = thread::spawn({
             let gate = Arc::clone(&gate);
-            move || gate.pass()
+            move || gate.pass(&mut 0)
         });
         assert!(gate.await_all(1, LONG));
         gate.dismiss();
         assert_eq!(waiting.join().unwrap(), Pass::Leave);
         assert!(!gate.await_left(2, Duration::from_millis(1)));
-        assert_eq!(gate.pass(), Pass::Leave);
+        assert_eq!(gate.pass(&mut 0), Pass::Leave);
         assert!(gate.await_left(2, LONG));
     }
 

@@ -1,11 +1,13 @@
-//! Guest memory: one memfd the agent made, mapped below and above the gap for devices.
+//! Guest memory: one file the agent gave, mapped below and above the gap for devices. Either the
+//! guest's own, or an image that others use too, of which the guest writes copies.
 
 use std::{io, os::fd::OwnedFd};
 
 use rustix::fs::{FallocateFlags, fallocate};
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollection,
-    GuestRegionMmap, mmap::FromRangesError,
+    GuestRegionMmap,
+    mmap::{MmapRegionBuilder, MmapRegionError},
 };
 
 use super::Memory;
@@ -24,7 +26,7 @@ pub(crate) enum MemoryError {
     #[error("memory file has {found} bytes where the configuration says {wanted}")]
     WrongLength { found: u64, wanted: u64 },
     #[error("guest memory cannot be mapped")]
-    Map(#[source] FromRangesError),
+    Map(#[source] MmapRegionError),
     #[error("guest memory cannot be left out of core dumps")]
     CoreDumps(#[source] std::io::Error),
     #[error("guest memory of {bytes} bytes cannot be laid out")]
@@ -45,8 +47,9 @@ pub(crate) fn parts(total_bytes: u64) -> Vec<Part> {
     [low, high].into_iter().filter(|part| part.bytes > 0).collect()
 }
 
-/// Maps the whole of `file` as guest memory of `total_bytes`.
-pub(crate) fn map(file: OwnedFd, total_bytes: u64) -> Result<Memory, MemoryError> {
+/// Maps the whole of `file` as guest memory of `total_bytes`. Written to if it is not `private`;
+/// else it only has to be open for reading.
+pub(crate) fn map(file: OwnedFd, total_bytes: u64, private: bool) -> Result<Memory, MemoryError> {
     let whole = FileOffset::new(file.into(), 0);
     let found = whole.file().metadata().map_err(MemoryError::Length)?.len();
     if found != total_bytes {
@@ -58,9 +61,16 @@ pub(crate) fn map(file: OwnedFd, total_bytes: u64) -> Result<Memory, MemoryError
         let length =
             usize::try_from(part.bytes).map_err(|_| MemoryError::Layout { bytes: total_bytes })?;
         let from = FileOffset::from_arc(whole.arc().clone(), offset);
-        let region = GuestRegionMmap::from_range(GuestAddress(part.start), length, Some(from))
+        let sharing = if private { libc::MAP_PRIVATE } else { libc::MAP_SHARED };
+        let mapping = MmapRegionBuilder::new(length)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_NORESERVE | sharing)
+            .with_file_offset(from)
+            .build()
             .map_err(MemoryError::Map)?;
-        regions.push(region);
+        let start = GuestAddress(part.start);
+        let region = GuestRegionMmap::new(mapping, start);
+        regions.push(region.ok_or(MemoryError::Layout { bytes: total_bytes })?);
         offset += part.bytes;
     }
     let memory = GuestRegionCollection::from_regions(regions)
@@ -82,9 +92,12 @@ pub(crate) fn first_page_outside(memory: &Memory, start: u64, end: u64) -> Optio
     None
 }
 
-/// Gives the pages from `start` to before `end`, all of them guest memory, back to the host: they
-/// read as zeros until they are written. A hole in the file, since memory that is shared through
-/// a file is not freed by any advice about a mapping of it.
+/// Gives the pages from `start` to before `end`, all of them guest memory, back to the host. What
+/// they read as until they are written is of no use to the guest: zeros where the file is its own,
+/// else what the image has there.
+///
+/// Of its own file by a hole, since memory that is shared through a file is not freed by any advice
+/// about a mapping of it; of an image by letting go of the copies, since others use it.
 pub(crate) fn give_back(memory: &Memory, start: u64, end: u64) -> io::Result<()> {
     let mut page = start;
     while page < end {
@@ -94,9 +107,13 @@ pub(crate) fn give_back(memory: &Memory, start: u64, end: u64) -> io::Result<()>
         let file = region.file_offset().ok_or(io::ErrorKind::Unsupported)?;
         let first = region.start_addr().0 / PAGE_BYTES;
         let stop = end.min(region.last_addr().0 / PAGE_BYTES + 1);
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let offset = file.start() + (page - first) * PAGE_BYTES;
-        fallocate(file.file(), flags, offset, (stop - page) * PAGE_BYTES)?;
+        let (offset, bytes) = ((page - first) * PAGE_BYTES, (stop - page) * PAGE_BYTES);
+        if region.flags() & libc::MAP_PRIVATE != 0 {
+            sys::let_go(region, offset, bytes)?;
+        } else {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            fallocate(file.file(), flags, file.start() + offset, bytes)?;
+        }
         page = stop;
     }
     Ok(())
@@ -104,9 +121,35 @@ pub(crate) fn give_back(memory: &Memory, start: u64, end: u64) -> io::Result<()>
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::Write,
+        os::{fd::AsRawFd, unix::fs::FileExt},
+    };
+
+    use vm_memory::Bytes;
+
     use super::*;
 
     const GIB: u64 = 1 << 30;
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn of_an_image_the_guest_writes_copies_and_giving_them_back_shows_the_image_again() {
+        let mut image = tempfile::tempfile().unwrap();
+        image.write_all(&[7; 3 * 4096]).unwrap();
+        image.set_len(MIB).unwrap();
+        let read_only = fs_err::File::open(format!("/proc/self/fd/{}", image.as_raw_fd())).unwrap();
+        let memory = map(read_only.into_parts().0.into(), MIB, true).unwrap();
+        let at = |page: u64| memory.read_obj::<u8>(GuestAddress(page * PAGE_BYTES)).unwrap();
+        for page in 0..3 {
+            memory.write_obj(1_u8, GuestAddress(page * PAGE_BYTES)).unwrap();
+        }
+        give_back(&memory, 1, 2).unwrap();
+        assert_eq!([at(0), at(1), at(2)], [1, 7, 1]);
+        let mut kept = [0; 3 * 4096];
+        image.read_exact_at(&mut kept, 0).unwrap();
+        assert_eq!(kept, [7; 3 * 4096]);
+    }
 
     #[test]
     fn memory_up_to_the_gap_is_one_part_and_the_rest_lies_above_4_gib() {

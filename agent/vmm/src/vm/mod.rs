@@ -2,22 +2,26 @@
 
 pub(crate) mod cpuid;
 pub(crate) mod exits;
+pub(crate) mod fit;
 pub(crate) mod gate;
 pub(crate) mod memory;
 pub(crate) mod registers;
+pub(crate) mod saved;
 pub(crate) mod template;
 pub(crate) mod vcpu;
 pub(crate) mod wiring;
 
-use std::{io, os::fd::OwnedFd};
+use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use holdfast_wire::vmm::CpuTemplate;
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, Msrs};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::errno;
 
+use self::saved::{SharedState, VcpuState};
 use crate::{
     layout::{KVM_IDENTITY_MAP, KVM_TSS},
+    limits::state::MSRS_MAX,
     sys,
 };
 
@@ -40,6 +44,17 @@ pub(crate) enum VmError {
     Memory(#[source] io::Error),
     #[error("KVM set {done} of {wanted} model-specific registers")]
     Msrs { done: usize, wanted: usize },
+    #[error("KVM did not take {value:#x} for model-specific register {index:#x}")]
+    Msr { index: u32, value: u64 },
+    #[error(
+        "the guest counts time at {wanted_khz} kHz, this host's CPUs at {host_khz}, and its KVM \
+         cannot make up for it"
+    )]
+    Counter { wanted_khz: u32, host_khz: u32 },
+    #[error("the state has {found} vCPUs, the machine {wanted}")]
+    Vcpus { found: usize, wanted: u8 },
+    #[error(transparent)]
+    Unlike(#[from] fit::Unlike),
     #[error(transparent)]
     Template(#[from] template::Unfit),
     #[error("the list of {what} does not fit KVM's limit")]
@@ -66,7 +81,10 @@ const NEEDED: [(Cap, &str); 6] = [
 pub(crate) struct Vm {
     pub(crate) fd: VmFd,
     supported: CpuId,
+    template: CpuTemplate,
     tsc_deadline: bool,
+    /// Model-specific registers that a snapshot keeps.
+    msrs: Arc<[u32]>,
 }
 
 impl Vm {
@@ -88,7 +106,56 @@ impl Vm {
             .map_err(refused("list the CPU's features"))?;
         let supported = template::apply(template, supported)?;
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        Ok(Self { fd, supported, tsc_deadline })
+        let msrs = kvm.get_msr_index_list().map_err(refused("list its registers"))?;
+        let msrs = msrs.as_slice().iter().copied().take(MSRS_MAX).collect();
+        Ok(Self { fd, supported, template, tsc_deadline, msrs })
+    }
+
+    pub(crate) fn msrs(&self) -> Arc<[u32]> {
+        Arc::clone(&self.msrs)
+    }
+
+    /// What all vCPUs share; they must stand still.
+    pub(crate) fn shared_state(&self) -> Result<SharedState, VmError> {
+        SharedState::read(&self.fd)
+    }
+
+    /// Adds to the states of all vCPUs what they were told of their CPU.
+    pub(crate) fn add_features(&self, states: &mut [VcpuState]) -> Result<(), VmError> {
+        let count = u8::try_from(states.len()).unwrap_or(u8::MAX);
+        for (index, state) in (0..count).zip(states) {
+            state.features = self.features(index, count)?.as_slice().to_vec();
+        }
+        Ok(())
+    }
+
+    /// Makes all vCPUs as they were when `states` were read, and what they share.
+    pub(crate) fn restored_vcpus(
+        &self,
+        count: u8,
+        states: &[VcpuState],
+        shared: &SharedState,
+    ) -> Result<Vec<VcpuFd>, VmError> {
+        if states.len() != usize::from(count) {
+            return Err(VmError::Vcpus { found: states.len(), wanted: count });
+        }
+        let mut vcpus = Vec::new();
+        for (index, state) in (0..count).zip(states) {
+            let here = self.features(index, count)?;
+            fit::check(self.template, &state.features, here.as_slice())?;
+            vcpus.push(self.fd.create_vcpu(index.into()).map_err(refused("make a vCPU"))?);
+        }
+        for (vcpu, state) in vcpus.iter().zip(states) {
+            state.write(vcpu)?;
+        }
+        // Last: setting the local APICs may raise lines.
+        shared.write(&self.fd)?;
+        Ok(vcpus)
+    }
+
+    fn features(&self, index: u8, count: u8) -> Result<CpuId, VmError> {
+        let shape = cpuid::Shape { vcpus: count, tsc_deadline: self.tsc_deadline };
+        cpuid::for_vcpu(&self.supported, shape, index).ok_or(VmError::List { what: "CPU features" })
     }
 
     /// Makes all vCPUs: the first at `entry`, the others waiting for it.
@@ -98,10 +165,8 @@ impl Vm {
 
     fn vcpu(&self, index: u8, count: u8, entry: u64) -> Result<VcpuFd, VmError> {
         let vcpu = self.fd.create_vcpu(index.into()).map_err(refused("make a vCPU"))?;
-        let shape = cpuid::Shape { vcpus: count, tsc_deadline: self.tsc_deadline };
-        let cpuid = cpuid::for_vcpu(&self.supported, shape, index)
-            .ok_or(VmError::List { what: "CPU features" })?;
-        vcpu.set_cpuid2(&cpuid).map_err(refused("set a vCPU's features"))?;
+        let features = self.features(index, count)?;
+        vcpu.set_cpuid2(&features).map_err(refused("set a vCPU's features"))?;
         let msrs = registers::model_specific().ok_or(VmError::List { what: "registers" })?;
         set_msrs(&vcpu, &msrs)?;
         let mut lapic = vcpu.get_lapic().map_err(refused("tell a local APIC's state"))?;

@@ -32,7 +32,7 @@ const fn whole(function: u32, index: u32) -> Row {
 const HIGHEST: u32 = 0xd;
 const HIGHEST_EXTENDED: u32 = 0x8000_001e;
 const EXTENDED: u32 = 0x8000_0000;
-const SIZES: u32 = 0x8000_0008;
+pub(super) const SIZES: u32 = 0x8000_0008;
 /// Bits of a physical address. Guest memory ends below, see `config`.
 const ADDRESS_BITS: u32 = 40;
 const STATE: u32 = 0xd;
@@ -56,9 +56,9 @@ const EBX_7: u32 = 1 | 1 << 3 | 1 << 5 | 3 << 7;
 const EBX_7_KVM: u32 = 1 << 1;
 /// Controls of speculation: SPEC_CTRL, STIBP, SSBD. ARCH_CAPABILITIES is not among them: without
 /// it a kernel takes its CPU for open to everything, and defends itself wherever it runs.
-const EDX_7_DEFENCES: u32 = 3 << 26 | 1 << 31;
+pub(super) const EDX_7_DEFENCES: u32 = 3 << 26 | 1 << 31;
 /// The same on AMD: IBPB, IBRS, STIBP, SSBD, VIRT_SSBD.
-const EBX_SIZES_DEFENCES: u32 = 1 << 12 | 3 << 14 | 3 << 24;
+pub(super) const EBX_SIZES_DEFENCES: u32 = 1 << 12 | 3 << 14 | 3 << 24;
 /// LAHF and LZCNT.
 const ECX_EXTENDED: u32 = 1 | 1 << 5;
 /// SYSCALL, NX, RDTSCP and long mode.

@@ -2,8 +2,12 @@
 
 use std::{
     io,
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, SyncSender},
+    },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use holdfast_wire::vmm::Exit;
@@ -11,8 +15,10 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{self, Killable};
 
 use super::{
+    VmError,
     exits::ExitCounters,
     gate::{Gate, Pass},
+    saved::VcpuState,
 };
 use crate::{
     bus::Bus,
@@ -40,12 +46,15 @@ pub(crate) struct Surroundings {
     pub(crate) bus: Bus,
     pub(crate) gate: Gate,
     pub(crate) events: EventSender,
+    /// Registers that a vCPU's state has.
+    pub(crate) msrs: Arc<[u32]>,
 }
 
 /// A vCPU in its thread.
 pub(crate) struct RunningVcpu {
     thread: JoinHandle<()>,
     immediate_exit: ImmediateExit,
+    told: Receiver<Result<VcpuState, VmError>>,
     pub(crate) counters: Arc<ExitCounters>,
 }
 
@@ -54,12 +63,19 @@ impl RunningVcpu {
     pub(crate) fn start(index: u8, fd: VcpuFd, around: Arc<Surroundings>) -> io::Result<Self> {
         let immediate_exit = ImmediateExit::of(&fd)?;
         let counters = Arc::new(ExitCounters::default());
-        let vcpu = Vcpu { index, fd, counters: Arc::clone(&counters) };
+        // One: it is asked again only when it has told.
+        let (tell, told) = mpsc::sync_channel(1);
+        let vcpu = Vcpu { index, fd, tell, counters: Arc::clone(&counters) };
         let thread = thread::Builder::new()
             .name(format!("vcpu{index}"))
             .stack_size(VCPU_STACK_BYTES)
             .spawn(move || vcpu.run(&around))?;
-        Ok(Self { thread, immediate_exit, counters })
+        Ok(Self { thread, immediate_exit, told, counters })
+    }
+
+    /// What it tells when [`Gate::ask`] has asked. `None`: nothing within `limit`.
+    pub(crate) fn state(&self, limit: Duration) -> Option<Result<VcpuState, VmError>> {
+        self.told.recv_timeout(limit).ok()
     }
 
     /// Fetches the vCPU out of the guest, to the gate.
@@ -80,7 +96,15 @@ impl RunningVcpu {
 struct Vcpu {
     index: u8,
     fd: VcpuFd,
+    tell: SyncSender<Result<VcpuState, VmError>>,
     counters: Arc<ExitCounters>,
+}
+
+/// Where a vCPU goes from the gate.
+#[derive(PartialEq, Eq)]
+enum Go {
+    On,
+    Leave,
 }
 
 /// What follows an exit.
@@ -96,7 +120,8 @@ impl Vcpu {
             around.events.send(Event::Ended(Exit::VmmError(error.to_string())));
             return around.gate.await_dismissal();
         }
-        if around.gate.pass() == Pass::Leave {
+        let mut round = 0;
+        if self.wait(around, &mut round) == Go::Leave {
             return;
         }
         loop {
@@ -106,9 +131,8 @@ impl Vcpu {
                     // Taken back before looking at the gate: a request that comes in between is
                     // for an order that the gate already knows.
                     self.fd.set_kvm_immediate_exit(0);
-                    match around.gate.pass() {
-                        Pass::Run { waited } => self.after_wait(waited),
-                        Pass::Leave => return,
+                    if self.wait(around, &mut round) == Go::Leave {
+                        return;
                     }
                 }
                 Next::End(exit) => {
@@ -116,6 +140,21 @@ impl Vcpu {
                     around.gate.await_dismissal();
                     return;
                 }
+            }
+        }
+    }
+
+    /// Stands at the gate until it may go on; tells its state when it is asked.
+    fn wait(&self, around: &Surroundings, round: &mut u32) -> Go {
+        loop {
+            match around.gate.pass(round) {
+                Pass::Run { waited } => {
+                    self.after_wait(waited);
+                    return Go::On;
+                }
+                // Full only when nobody took what was told before, and then nobody waits for this.
+                Pass::Tell => _ = self.tell.try_send(VcpuState::read(&self.fd, &around.msrs)),
+                Pass::Leave => return Go::Leave,
             }
         }
     }

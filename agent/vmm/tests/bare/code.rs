@@ -42,3 +42,23 @@ pub(crate) fn if_start_info(code: &[u8]) -> Vec<u8> {
 pub(crate) fn all(pieces: &[Vec<u8>]) -> Vec<u8> {
     pieces.concat()
 }
+
+/// Counts for ever in EAX from `from` on, and writes the low byte of each number to the first
+/// serial port: `mov eax, from; mov dx, 0x3f8; out dx, al; inc eax; jmp` back to the `out`.
+pub(crate) fn count_for_ever(from: u32) -> Vec<u8> {
+    let mut code = vec![0xb8];
+    code.extend(from.to_le_bytes());
+    code.extend_from_slice(&[0x66, 0xba, 0xf8, 0x03, 0xee, 0x40, 0xeb, 0xfc]);
+    code
+}
+
+/// Adds one to the byte in memory at `address` and writes it to the first serial port, for ever:
+/// `mov dx, 0x3f8; inc byte [address]; mov al, [address]; out dx, al; jmp` back to the `inc`.
+pub(crate) fn count_in_memory(address: u32) -> Vec<u8> {
+    let mut code = vec![0x66, 0xba, 0xf8, 0x03, 0xfe, 0x05];
+    code.extend(address.to_le_bytes());
+    code.push(0xa0);
+    code.extend(address.to_le_bytes());
+    code.extend_from_slice(&[0xee, 0xeb, 0xf2]);
+    code
+}

@@ -21,7 +21,7 @@ const REPORTING: u64 = 1 << 5;
 
 /// `struct virtio_balloon_config`: target and actual size in pages, the second written by the
 /// driver.
-const TARGET_AT: u32 = 0;
+pub(super) const TARGET_AT: u32 = 0;
 pub(super) const ACTUAL_AT: u32 = 4;
 const PAGES_PER_MIB: u32 = 256;
 
@@ -54,7 +54,7 @@ impl Balloon {
     }
 }
 
-fn state(configuration: &Configuration) -> State {
+pub(super) fn state(configuration: &Configuration) -> State {
     State {
         target_pages: configuration.number(TARGET_AT),
         actual_pages: configuration.number(ACTUAL_AT),

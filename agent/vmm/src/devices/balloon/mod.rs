@@ -9,6 +9,7 @@ mod state;
 mod worker;
 
 pub(super) use device::{Balloon, device};
+pub(super) use state::State;
 
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct State {
+pub(in crate::devices) struct State {
     /// Pages of 4 KiB the guest shall give up.
     pub(super) target_pages: u32,
     /// Pages it has given up, as its driver says.

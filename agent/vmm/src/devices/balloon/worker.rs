@@ -8,7 +8,11 @@ use std::{
     time::Instant,
 };
 
-use super::{device::ACTUAL_AT, pages::Pages};
+use super::{
+    device::{ACTUAL_AT, TARGET_AT, state},
+    pages::Pages,
+    state::State,
+};
 use crate::{
     devices::{
         chain::Chain,
@@ -16,6 +20,7 @@ use crate::{
         queue::{Broken, Places, Progress, Ring},
         rate::Throttle,
         runner::Worker,
+        saved::{Differs, WorkerState},
     },
     limits::balloon::{BATCH, NAMED_MAX},
     seccomp::ThreadKind,
@@ -99,5 +104,18 @@ impl Worker for BalloonWorker {
     fn reset(&mut self) {
         // The next driver begins without a balloon, and may use all pages again.
         self.configuration.set_number(ACTUAL_AT, 0);
+    }
+
+    fn save(&self) -> WorkerState {
+        WorkerState::Balloon(state(&self.configuration))
+    }
+
+    fn restore(&mut self, state: WorkerState) -> Result<(), Differs> {
+        let WorkerState::Balloon(State { target_pages, actual_pages }) = state else {
+            return Err(Differs::new(&state, &self.save()));
+        };
+        self.configuration.set_number(TARGET_AT, target_pages);
+        self.configuration.set_number(ACTUAL_AT, actual_pages);
+        Ok(())
     }
 }

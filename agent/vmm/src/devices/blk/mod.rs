@@ -10,6 +10,7 @@ mod worker;
 pub(super) use backing::DiskError;
 pub(super) use counters::DiskCounters;
 pub(super) use device::device;
+pub(super) use state::State;
 
 #[cfg(test)]
 mod tests;

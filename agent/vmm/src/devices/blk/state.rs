@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct State {
+pub(in crate::devices) struct State {
     /// At most 20 bytes; the serial number.
     pub(super) name: String,
     pub(super) sectors: u64,

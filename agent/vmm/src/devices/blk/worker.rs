@@ -17,6 +17,7 @@ use crate::{
         queue::{Broken, Progress, Ring},
         rate::Throttle,
         runner::Worker,
+        saved::{Differs, WorkerState},
     },
     limits::blk::{BATCH, ERRORS_LOGGED_MAX},
     seccomp::ThreadKind,
@@ -90,5 +91,14 @@ impl Worker for DiskWorker {
         let [queue] = rings else { return Ok(Progress::Idle) };
         let Self { requests, throttle } = self;
         queue.serve(memory, BATCH, throttle, now, |chain| requests.answer(chain))
+    }
+
+    fn save(&self) -> WorkerState {
+        WorkerState::Disk(self.requests.state.clone())
+    }
+
+    fn restore(&mut self, state: WorkerState) -> Result<(), Differs> {
+        let same = state == self.save();
+        if same { Ok(()) } else { Err(Differs::new(&state, &self.save())) }
     }
 }

@@ -43,6 +43,7 @@ pub(in crate::devices) fn device(
         },
         worker: Box::new(NetworkWorker::new(Parts {
             tap,
+            state,
             counters,
             to_guest: Throttle::new(network.to_guest, now),
             from_guest: Throttle::new(network.from_guest, now),

@@ -15,6 +15,7 @@ mod worker;
 
 pub(super) use counters::NetworkCounters;
 pub(super) use device::device;
+pub(super) use state::State;
 pub(super) use tap::TapError;
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct State {
+pub(in crate::devices) struct State {
     pub(super) mac: [u8; 6],
     pub(super) mtu: u16,
     /// Features offered, for they depend on the host's tap. A restore on a host that has fewer

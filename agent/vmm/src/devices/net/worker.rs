@@ -8,6 +8,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::{
     counters::NetworkCounters,
     header::{self, ETHERNET_BYTES, HEADER_BYTES},
+    state::State,
     tap::Tap,
 };
 use crate::{
@@ -16,6 +17,7 @@ use crate::{
         queue::{Broken, Progress, Ring},
         rate::Throttle,
         runner::Worker,
+        saved::{Differs, WorkerState},
     },
     limits::net::{BATCH, ERRORS_LOGGED_MAX, FRAME_BYTES_MAX},
     seccomp::ThreadKind,
@@ -30,11 +32,13 @@ pub(super) struct NetworkWorker {
     outbound: Outbound,
     from_guest: Throttle,
     log: ErrorLog,
+    state: State,
 }
 
 /// What a worker is made of.
 pub(super) struct Parts {
     pub(super) tap: Tap,
+    pub(super) state: State,
     pub(super) counters: Arc<NetworkCounters>,
     pub(super) to_guest: Throttle,
     pub(super) from_guest: Throttle,
@@ -42,7 +46,7 @@ pub(super) struct Parts {
 
 impl NetworkWorker {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { tap, counters, to_guest, from_guest } = parts;
+        let Parts { tap, state, counters, to_guest, from_guest } = parts;
         let inbound = Inbound {
             throttle: to_guest,
             readable: false,
@@ -51,7 +55,7 @@ impl NetworkWorker {
             waiting: 0,
         };
         let outbound = Outbound { tap, counters, agreed: 0 };
-        Self { inbound, outbound, from_guest, log: ErrorLog::default() }
+        Self { inbound, outbound, from_guest, log: ErrorLog::default(), state }
     }
 }
 
@@ -88,7 +92,7 @@ impl Worker for NetworkWorker {
         now: Instant,
     ) -> Result<Progress, Broken> {
         let [receive, transmit] = rings else { return Ok(Progress::Idle) };
-        let Self { inbound, outbound, from_guest, log } = self;
+        let Self { inbound, outbound, from_guest, log, .. } = self;
         let received = inbound.serve(receive, memory, now, outbound, log)?;
         let sent = transmit
             .serve(memory, BATCH, from_guest, now, |chain| outbound.send(chain, log).map(|()| 0))?;
@@ -98,6 +102,21 @@ impl Worker for NetworkWorker {
     fn reset(&mut self) {
         // What a new driver agrees on may be less: a frame made for the old one is lost.
         self.inbound.waiting = 0;
+    }
+
+    fn save(&self) -> WorkerState {
+        WorkerState::Network(self.state.clone())
+    }
+
+    /// What this host's tap can may be another: the features that the driver agreed on are there,
+    /// or the transport had refused them.
+    fn restore(&mut self, state: WorkerState) -> Result<(), Differs> {
+        let same = matches!(
+            &state,
+            WorkerState::Network(State { mac, mtu, .. })
+                if (*mac, *mtu) == (self.state.mac, self.state.mtu)
+        );
+        if same { Ok(()) } else { Err(Differs::new(&state, &self.save())) }
     }
 }
 

@@ -6,6 +6,7 @@ mod state;
 mod worker;
 
 pub(super) use device::device;
+pub(super) use state::State;
 
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct State {
+pub(in crate::devices) struct State {
     /// Bytes given so far; a count for the log, nothing the driver can see.
     pub(super) bytes_given: u64,
 }

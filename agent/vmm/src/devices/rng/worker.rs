@@ -9,6 +9,7 @@ use crate::{
         queue::{Broken, Progress, Ring},
         rate::Throttle,
         runner::Worker,
+        saved::{Differs, WorkerState},
     },
     limits::rng::{BATCH, REQUEST_BYTES_MAX, STEP_BYTES},
     random,
@@ -60,5 +61,15 @@ impl Worker for RngWorker {
     ) -> Result<Progress, Broken> {
         let [requests] = rings else { return Ok(Progress::Idle) };
         requests.serve(memory, BATCH, &mut Throttle::default(), now, |chain| self.fill(chain))
+    }
+
+    fn save(&self) -> WorkerState {
+        WorkerState::Rng(self.state)
+    }
+
+    fn restore(&mut self, state: WorkerState) -> Result<(), Differs> {
+        let WorkerState::Rng(state) = state else { return Err(Differs::new(&state, &self.save())) };
+        self.state = state;
+        Ok(())
     }
 }

@@ -17,6 +17,7 @@ mod worker;
 
 pub(super) use counters::VsockCounters;
 pub(super) use device::device;
+pub(super) use state::State;
 
 #[cfg(test)]
 mod tests;

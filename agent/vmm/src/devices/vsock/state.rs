@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct State {
+pub(in crate::devices) struct State {
     /// PID 1 knocked since the driver started the device. It is reported once.
     pub(super) ready_reported: bool,
 }

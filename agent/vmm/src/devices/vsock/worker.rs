@@ -26,6 +26,7 @@ use crate::{
         queue::{Broken, Progress, Ring},
         rate::Throttle,
         runner::Worker,
+        saved::{Differs, WorkerState},
     },
     event::{Event, EventSender},
     limits::vsock::{BATCH, REFUSALS_MAX},
@@ -43,6 +44,8 @@ pub(super) struct VsockWorker {
     refusals: VecDeque<Header>,
     /// The driver has started the device.
     running: bool,
+    /// The driver is to be told that all its connections are gone.
+    reset_due: bool,
     state: State,
     counters: Arc<VsockCounters>,
     events: EventSender,
@@ -61,6 +64,7 @@ impl VsockWorker {
             table: Table::new(),
             refusals: VecDeque::new(),
             running: false,
+            reset_due: false,
             state,
             counters,
             events,
@@ -235,7 +239,10 @@ impl Worker for VsockWorker {
         memory: &Memory,
         now: Instant,
     ) -> Result<Progress, Broken> {
-        let [receive, transmit, _events] = rings else { return Ok(Progress::Idle) };
+        let [receive, transmit, events] = rings else { return Ok(Progress::Idle) };
+        if self.reset_due {
+            self.reset_due = !tell_of_reset(events, memory)?;
+        }
         let mut receiver = Receiver { ring: receive, memory, starved: false };
         self.send_refusals(&mut receiver)?;
         // A packet causes one refusal at most.
@@ -257,7 +264,40 @@ impl Worker for VsockWorker {
         self.running = false;
         self.table.clear();
         self.refusals.clear();
+        self.reset_due = false;
         self.state = State::default();
+    }
+
+    fn save(&self) -> WorkerState {
+        WorkerState::Vsock(self.state)
+    }
+
+    fn restore(&mut self, state: WorkerState) -> Result<(), Differs> {
+        let WorkerState::Vsock(state) = state else {
+            return Err(Differs::new(&state, &self.save()));
+        };
+        self.state = state;
+        self.reset_due = true;
+        Ok(())
+    }
+}
+
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (virtio 1.2, section 5.10.6.7): every connection is gone,
+/// and the guest's address is to be read anew.
+const TRANSPORT_RESET: [u8; 4] = [0; 4];
+
+/// False: the driver has offered no buffer for it, and was asked to kick when it does.
+fn tell_of_reset(events: &mut Ring, memory: &Memory) -> Result<bool, Broken> {
+    loop {
+        if let Some(mut chain) = events.next(memory)? {
+            chain.only_writable()?;
+            let written = chain.writable.write(&TRANSPORT_RESET);
+            events.give_back(memory, chain.head, written)?;
+            return Ok(true);
+        }
+        if !events.ask_for_kick(memory)? {
+            return Ok(false);
+        }
     }
 }
 
