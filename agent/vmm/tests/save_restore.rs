@@ -5,6 +5,7 @@
 #[expect(dead_code, reason = "the tests do not need all of it")]
 #[path = "bare/code.rs"]
 mod code;
+#[expect(dead_code, reason = "the tests do not need all of it")]
 #[path = "bare/elf.rs"]
 mod elf;
 #[path = "../examples/launch/sys.rs"]

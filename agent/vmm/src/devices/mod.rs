@@ -15,6 +15,8 @@ mod saved;
 mod sys;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod vsock;
 
 use std::{io, sync::Arc};

@@ -199,6 +199,18 @@ impl Rig {
         }
     }
 
+    /// Takes over what another rig saved: its memory, and the driver's side of the device's queues.
+    pub(super) fn take_over(&self, other: &Self, device: usize, queues: &mut [DriverQueue]) {
+        let bytes = other.bytes(0, usize::try_from(MEMORY_BYTES).unwrap());
+        self.store(0, &bytes);
+        let address = self.devices.windows()[device].base + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY);
+        for (index, queue) in (0..).zip(queues) {
+            queue.memory = self.memory.clone();
+            queue.bell = self.wiring.doorbells[&(address, index)].try_clone().unwrap();
+            queue.line = self.wiring.lines[device].try_clone().unwrap();
+        }
+    }
+
     /// What lies in guest memory.
     pub(super) fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
