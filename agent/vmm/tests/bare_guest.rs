@@ -1,6 +1,7 @@
 //! The built VMM with tiny guests of our own: what comes out of the serial port, how an end is
 //! reported, pausing, and the manners of the control socket. Needs /dev/kvm of any kind.
 
+#[expect(dead_code, reason = "the tests do not need all of it")]
 #[path = "bare/code.rs"]
 mod code;
 #[path = "bare/elf.rs"]

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use holdfast_wire::vmm::{Event, IoLimits, Reply, ToVmm};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vmm::{DiskFiles, Launch, Vmm};
+use vmm::{DiskFiles, Launch, Saved, Vmm};
 
 /// How often the serial log is looked at. Short against a boot, long against a look.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
@@ -55,6 +55,12 @@ struct Options {
     /// Tell the statistics and kill the microVM once PID 1 has reported
     #[arg(long)]
     until_ready: bool,
+    /// Save the microVM into this folder instead of killing it at once, and say what that cost
+    #[arg(long)]
+    save: Option<PathBuf>,
+    /// Go on from what was saved in this folder instead of booting
+    #[arg(long)]
+    restore: Option<PathBuf>,
     /// Kill the microVM after this many seconds, and fail
     #[arg(long, default_value_t = 300)]
     timeout_s: u64,
@@ -79,6 +85,7 @@ impl Options {
             serial_bytes_max: self.serial_bytes_max,
             stream_serial: self.until.is_some(),
             balloon: self.balloon,
+            saved: self.restore.as_deref().map(Saved::in_folder).transpose()?,
             ..Launch::new(vmm, self.kernel.clone())
         })
     }
@@ -103,17 +110,22 @@ fn main() -> Result<ExitCode> {
     writeln!(out, "[vmm pid {}]", vmm.pid())?;
     writeln!(out, "[control {}]", vmm.control_path().display())?;
     writeln!(out, "[vsock {}]", vmm.vsock_path().display())?;
-    match vmm.ask(&ToVmm::Boot)? {
-        Reply::Done => {}
-        other => bail!("Boot was answered by {other:?}"),
+    let begin: &[ToVmm] = match options.restore {
+        None => &[ToVmm::Boot],
+        Some(_) => &[ToVmm::Restore, ToVmm::RenewGeneration, ToVmm::Resume],
+    };
+    for request in begin {
+        match vmm.ask(request)? {
+            Reply::Done => {}
+            other => bail!("{request:?} was answered by {other:?}"),
+        }
     }
     let loaded = started.elapsed();
     writeln!(out, "greeted_us: {}\nloaded_us: {}", greeted.as_micros(), loaded.as_micros())?;
     if let Some(text) = &options.until {
         await_text(&mut vmm, text, limit, &mut out)?;
         tell(&mut vmm, started, &mut out)?;
-        vmm.ask(&ToVmm::Kill)?;
-        return Ok(ExitCode::SUCCESS);
+        return finish(&mut vmm, &options, &mut out);
     }
     let mut shown = 0;
     loop {
@@ -124,8 +136,7 @@ fn main() -> Result<ExitCode> {
         }
         if options.until_ready && event == Some(Event::GuestReady) {
             tell(&mut vmm, started, &mut out)?;
-            vmm.ask(&ToVmm::Kill)?;
-            return Ok(ExitCode::SUCCESS);
+            return finish(&mut vmm, &options, &mut out);
         }
         if let Some(Event::Exited(exit)) = event {
             show_serial(&vmm, shown, &mut out)?;
@@ -137,6 +148,20 @@ fn main() -> Result<ExitCode> {
             bail!("the microVM did not end within {} s", options.timeout_s);
         }
     }
+}
+
+/// Ends the microVM, saved first if that was asked for.
+fn finish(vmm: &mut Vmm, options: &Options, out: &mut impl Write) -> Result<ExitCode> {
+    if let Some(folder) = &options.save {
+        fs_err::create_dir_all(folder)?;
+        let begun = Instant::now();
+        let saved = vmm.save(&Saved::memory_in(folder))?;
+        fs_err::write(Saved::state_in(folder), &saved.state)?;
+        writeln!(out, "state_bytes: {}", saved.state.len())?;
+        writeln!(out, "save_with_memory_us: {}", begun.elapsed().as_micros())?;
+    }
+    vmm.ask(&ToVmm::Kill)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints the guest's output until it holds `text`. Looking only when there is something new costs

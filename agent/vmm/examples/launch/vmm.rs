@@ -74,6 +74,22 @@ pub(crate) struct Saved {
     pub(crate) memory: PathBuf,
 }
 
+impl Saved {
+    pub(crate) fn state_in(folder: &Path) -> PathBuf {
+        folder.join("state")
+    }
+
+    pub(crate) fn memory_in(folder: &Path) -> PathBuf {
+        folder.join("memory")
+    }
+
+    /// What was saved there.
+    pub(crate) fn in_folder(folder: &Path) -> Result<Self> {
+        let state = fs_err::read(Self::state_in(folder))?;
+        Ok(Self { state, memory: Self::memory_in(folder) })
+    }
+}
+
 /// A VMM that was started. Killed when dropped.
 pub(crate) struct Vmm {
     child: Child,
