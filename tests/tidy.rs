@@ -19,6 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("holdfast-netpolicy", &["holdfast-model"]),
     ("holdfast-api", &["holdfast-model", "holdfast-netpolicy"]),
     ("holdfast-scheduler", &["holdfast-model"]),
+    ("holdfast-snapshot", &[]),
     ("holdfast-jail", &["holdfast-model"]),
     ("holdfast-oci", &["holdfast-model"]),
     ("holdfast-rootfs", &["holdfast-model"]),

@@ -1,0 +1,133 @@
+//! Keys: one for a group, from which those of its pieces are derived (HKDF-SHA256), and what is
+//! done with them (AES-256-GCM, BLAKE3 keyed).
+
+use std::fmt;
+
+use ring::{
+    aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
+    hkdf::{HKDF_SHA256, KeyType, Salt},
+};
+
+use crate::SnapshotError;
+
+pub(crate) const KEY_BYTES: usize = 32;
+/// Of AES-GCM, behind each sealed text.
+pub(crate) const TAG_BYTES: usize = 16;
+
+/// The secret of one group: 32 random bytes.
+#[derive(Clone)]
+pub struct Key([u8; KEY_BYTES]);
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(not told)")
+    }
+}
+
+/// Length of a derived key, as the crate wants it.
+struct Length;
+
+impl KeyType for Length {
+    fn len(&self) -> usize {
+        KEY_BYTES
+    }
+}
+
+/// 16 random bytes that no other piece has: its key comes from them.
+pub(crate) type Salt16 = [u8; 16];
+
+impl Key {
+    pub fn new(bytes: [u8; KEY_BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// A new one.
+    pub fn random() -> Result<Self, SnapshotError> {
+        Ok(Self(random()?))
+    }
+
+    fn derive(&self, salt: &[u8], purpose: &[u8]) -> Result<[u8; KEY_BYTES], SnapshotError> {
+        let internal = |_| SnapshotError::Internal { what: "a derived key" };
+        let purpose = [purpose];
+        let extracted = Salt::new(HKDF_SHA256, salt).extract(&self.0);
+        let expanded = extracted.expand(&purpose, Length).map_err(internal)?;
+        let mut derived = [0; KEY_BYTES];
+        expanded.fill(&mut derived).map_err(internal)?;
+        Ok(derived)
+    }
+
+    /// What seals the piece with this salt.
+    pub(crate) fn sealer(&self, salt: &Salt16) -> Result<Sealer, SnapshotError> {
+        let bytes = self.derive(salt, b"holdfast snapshot piece 1")?;
+        let key = UnboundKey::new(&AES_256_GCM, &bytes);
+        let key = key.map_err(|_| SnapshotError::Internal { what: "a piece's key" })?;
+        Ok(Sealer(LessSafeKey::new(key)))
+    }
+
+    /// Authenticates a manifest.
+    pub(crate) fn authenticate(&self, bytes: &[u8]) -> Result<blake3::Hash, SnapshotError> {
+        let key = self.derive(&[], b"holdfast snapshot manifest 1")?;
+        Ok(blake3::keyed_hash(&key, bytes))
+    }
+}
+
+/// The key of one piece. Every number is sealed under at most once: a piece is written once, from
+/// its first number on, and its salt is random.
+pub(crate) struct Sealer(LessSafeKey);
+
+fn nonce(number: u32) -> Nonce {
+    let mut bytes = [0; 12];
+    bytes[..4].copy_from_slice(&number.to_le_bytes());
+    Nonce::assume_unique_for_key(bytes)
+}
+
+impl Sealer {
+    /// Encrypts in place; the tag is appended.
+    pub(crate) fn seal(&self, number: u32, text: &mut Vec<u8>) -> Result<(), SnapshotError> {
+        self.0
+            .seal_in_place_append_tag(nonce(number), Aad::empty(), text)
+            .map_err(|_| SnapshotError::Internal { what: "a sealed frame" })
+    }
+
+    /// Decrypts in place. `None`: it was not sealed with this key under this number.
+    pub(crate) fn open(&self, number: u32, text: &mut Vec<u8>) -> Option<()> {
+        let length = self.0.open_in_place(nonce(number), Aad::empty(), text).ok()?.len();
+        text.truncate(length);
+        Some(())
+    }
+}
+
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], SnapshotError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|_| SnapshotError::Internal { what: "random bytes" })?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sealed_opens_with_its_key_salt_and_number_only() {
+        let (key, salt) = (Key::new([1; 32]), [2; 16]);
+        let mut text = b"text".to_vec();
+        key.sealer(&salt).unwrap().seal(7, &mut text).unwrap();
+        assert_eq!(text.len(), 4 + TAG_BYTES);
+        let opened = |key: &Key, salt, number, text: &[u8]| {
+            let mut text = text.to_vec();
+            key.sealer(&salt).unwrap().open(number, &mut text).map(|()| text)
+        };
+        assert_eq!(opened(&key, salt, 7, &text).unwrap(), b"text");
+        assert_eq!(opened(&key, salt, 8, &text), None);
+        assert_eq!(opened(&key, [3; 16], 7, &text), None);
+        assert_eq!(opened(&Key::new([2; 32]), salt, 7, &text), None);
+        text[0] ^= 1;
+        assert_eq!(opened(&key, salt, 7, &text), None);
+        assert_eq!(opened(&key, salt, 7, b"short"), None);
+    }
+
+    #[test]
+    fn a_key_does_not_show_itself() {
+        assert_eq!(format!("{:?}", Key::new([9; 32])), "Key(not told)");
+    }
+}
