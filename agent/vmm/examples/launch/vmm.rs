@@ -2,10 +2,13 @@
 
 use std::{
     collections::VecDeque,
-    io::{self, PipeReader, Seek, Write},
+    io::{self, PipeReader, Write},
     os::{
         fd::{AsRawFd, OwnedFd, RawFd},
-        unix::net::{UnixListener, UnixStream},
+        unix::{
+            fs::FileExt,
+            net::{UnixListener, UnixStream},
+        },
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -34,6 +37,8 @@ use super::sys;
 const FIRST_PASSED_FD: RawFd = 10;
 /// Longer than any answer takes on a loaded machine; only a hung VMM reaches it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// Of guest memory, at a time: it is a multiple of this.
+const COPY_BYTES: usize = 64 * 1024;
 /// Disks whose segments are cut to what the guest may see.
 const SECTOR_BYTES: u64 = 4096;
 
@@ -326,12 +331,34 @@ impl Vmm {
             other => bail!("Pause was answered by {other:?}"),
         }
         let Reply::Saved { state } = self.ask(&ToVmm::Save)? else { bail!("nothing was saved") };
-        let mut copy = File::create(memory)?;
-        let mut guest = File::from_parts(self.memory.try_clone()?.into(), "guest memory");
-        // Its position is shared with nobody: the VMM maps it.
-        guest.rewind()?;
-        io::copy(&mut guest, &mut copy)?;
+        self.copy_memory(&File::create(memory)?)?;
         Ok(Saved { state, memory: memory.to_owned() })
+    }
+
+    /// As the VMM sees it: where its memory is mapped privately, the file has only a part.
+    fn copy_memory(&self, to: &File) -> Result<()> {
+        let stat = rustix::fs::fstat(&self.memory)?;
+        to.set_len(u64::try_from(stat.st_size)?)?;
+        let memory = File::open(format!("/proc/{}/mem", self.pid()))?;
+        let maps = fs_err::read_to_string(format!("/proc/{}/maps", self.pid()))?;
+        // Range of addresses, rights, offset in the file, device, inode, path.
+        for fields in maps.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()) {
+            let [range, _, offset, _, inode, ..] = fields[..] else { continue };
+            if inode.parse() != Ok(stat.st_ino) {
+                continue;
+            }
+            let (start, end) = range.split_once('-').context("no range of addresses")?;
+            let number = |text| u64::from_str_radix(text, 16);
+            let (start, end, offset) = (number(start)?, number(end)?, number(offset)?);
+            let mut page = vec![0; COPY_BYTES];
+            for at in (0..end - start).step_by(COPY_BYTES) {
+                memory.file().read_exact_at(&mut page, start + at)?;
+                if page.iter().any(|byte| *byte != 0) {
+                    to.file().write_all_at(&page, offset + at)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn pid(&self) -> u32 {

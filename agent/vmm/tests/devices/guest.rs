@@ -7,8 +7,9 @@ use std::{
     env,
     io::{Read, Write},
     net::{TcpListener, TcpStream, UdpSocket},
-    os::unix::net::UnixStream,
+    os::unix::{fs::FileExt, net::UnixStream},
     process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
 
@@ -23,6 +24,9 @@ pub(crate) const FILL: u32 = 5004;
 pub(crate) const FORKED: u32 = 5005;
 pub(crate) const LOAD: u32 = 5006;
 pub(crate) const FLAGS: u32 = 5007;
+pub(crate) const LOST: u32 = 5008;
+pub(crate) const RANDOM: u32 = 5009;
+pub(crate) const BLOCK: u32 = 5010;
 /// Bytes poured out by [`POUR`].
 pub(crate) const POURED_BYTES: usize = 3 << 20;
 /// Bytes of memory used by [`FILL`] while its client stays.
@@ -95,6 +99,7 @@ fn plays_its_part() {
         Ok("network") => serve_network(),
         Ok("memory") => serve_memory(),
         Ok("processors") => serve_processors(),
+        Ok("saved") => serve_saved(),
         _ => return,
     }
     let stop = sys::listen(STOP).unwrap();
@@ -131,10 +136,57 @@ fn serve_memory() {
         let left = stream.read(&mut [0]).unwrap_or(0);
         assert_eq!((left, memory[FILLED_BYTES - 1]), (0, 0x5a));
     });
-    serve(FORKED, |mut stream| {
-        let log = Command::new("/bin/dmesg").output().unwrap().stdout;
-        let told = String::from_utf8_lossy(&log).contains("reseeded due to virtual machine fork");
-        stream.write_all(if told { b"yes" } else { b"no" }).unwrap();
+    serve(FORKED, tell_of_forks);
+}
+
+fn tell_of_forks(mut stream: UnixStream) {
+    let log = Command::new("/bin/dmesg").output().unwrap().stdout;
+    let told = String::from_utf8_lossy(&log).contains("reseeded due to virtual machine fork");
+    stream.write_all(if told { b"yes" } else { b"no" }).unwrap();
+}
+
+/// Connections that ended by an error, not by their client.
+static LOST_CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
+/// Blocks written to the disk so far.
+static BLOCKS: AtomicUsize = AtomicUsize::new(0);
+
+fn serve_saved() {
+    serve(ECHO, |mut stream| {
+        let mut bytes = [0; 100];
+        loop {
+            match stream.read(&mut bytes) {
+                Ok(0) => return,
+                Ok(count) => stream.write_all(&bytes[..count]).unwrap(),
+                Err(_) => {
+                    LOST_CONNECTIONS.fetch_add(1, Ordering::SeqCst);
+                    return;
+                }
+            }
+        }
+    });
+    serve(LOST, |mut stream| {
+        write!(stream, "{} lost", LOST_CONNECTIONS.load(Ordering::SeqCst)).unwrap();
+    });
+    serve(RANDOM, |mut stream| {
+        let mut bytes = [0; 16];
+        fs_err::File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
+        write!(stream, "{bytes:?}").unwrap();
+    });
+    serve(FORKED, tell_of_forks);
+    // Writes the next block and reads all of them, past every cache.
+    serve(BLOCK, |mut stream| {
+        let count = BLOCKS.fetch_add(1, Ordering::SeqCst) + 1;
+        let disk = fs_err::OpenOptions::new().read(true).write(true).open("/dev/vda").unwrap();
+        let block = |number: usize| vec![u8::try_from(number).unwrap(); 4096];
+        let at = |number: usize| number as u64 * 4096;
+        disk.file().write_all_at(&block(count), at(count)).unwrap();
+        disk.sync_all().unwrap();
+        for number in 1..=count {
+            let mut read = vec![0; 4096];
+            disk.file().read_exact_at(&mut read, at(number)).unwrap();
+            assert!(read == block(number), "block {number} of {count}");
+        }
+        write!(stream, "block {count}").unwrap();
     });
 }
 

@@ -10,6 +10,7 @@ mod memory;
 mod network;
 mod processors;
 mod running;
+mod saved;
 #[path = "../../examples/launch/sys.rs"]
 mod sys;
 #[path = "../../src/devices/net/tests/sys.rs"]
@@ -77,6 +78,9 @@ fn a_vmm_makes_each_call_that_its_filters_allow_and_no_other() {
     });
     network::a_small_echo_comes_back();
     assert_eq!(vmm.ask(&ToVmm::RenewGeneration).unwrap(), Reply::Done);
+    assert_eq!(vmm.ask(&ToVmm::Pause).unwrap(), Reply::Done);
+    assert!(matches!(vmm.ask(&ToVmm::Save).unwrap(), Reply::Saved { .. }));
+    assert_eq!(vmm.ask(&ToVmm::Resume).unwrap(), Reply::Done);
     assert_eq!(vmm.ask(&ToVmm::Balloon { target_mib: 16 }).unwrap(), Reply::Done);
     running::wait_until(&mut vmm, "the balloon did not fill", |vmm| {
         stats(vmm).balloon.is_some_and(|balloon| balloon.actual_mib == 16)
