@@ -48,8 +48,8 @@ use crate::{
 /// Bytes of serial output kept. The console is quiet: what comes is a panic, and that fits.
 const SERIAL_BYTES_MAX: u64 = 256 * 1024;
 
-/// Without the watch over the CPU's counter, which the guest does not tell the time by, and without
-/// averages of pressure: each wakes an idle guest about every second, for nothing.
+/// Without the watch over the CPU's counter (where it is not steady, the guest tells the time by
+/// KVM's clock) and without averages of pressure: both wake an idle guest again and again.
 const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1 reboot=k tsc=nowatchdog psi=0";
 
 /// Every guest's: a snapshot resumes in another slot without a word to it.

@@ -1,6 +1,6 @@
 //! Reads and checks the configuration. What passes here is not checked again.
 
-use std::{io, os::unix::fs::FileExt};
+use std::io;
 
 use holdfast_wire::{
     WIRE_VERSION,
@@ -8,7 +8,7 @@ use holdfast_wire::{
     vmm::{BURST_MS_MIN, CONFIG_FD, Config, IoLimits, Network, Rate},
 };
 
-use crate::{layout::COMMAND_LINE_BYTES_MAX, limits::config::*, sys};
+use crate::{inherited, layout::COMMAND_LINE_BYTES_MAX, limits::config::*, sys};
 
 /// Shortest bursts that fit into a second.
 const BURSTS_PER_SECOND: u64 = 1000 / BURST_MS_MIN;
@@ -47,17 +47,8 @@ pub(crate) enum ConfigError {
 pub(crate) fn read() -> Result<(Config, impl Sized), ConfigError> {
     let fd = sys::claim_fd(CONFIG_FD).map_err(ConfigError::Read)?;
     let file = fs_err::File::from_parts(fd.into(), "configuration");
-    let mut bytes = vec![0; CONFIG_BYTES_MAX];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        match file.file().read_at(&mut bytes[filled..], filled as u64) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(ConfigError::Read(error)),
-        }
-    }
-    Ok((parse(&bytes[..filled])?, file))
+    let bytes = inherited::read_start(&file, CONFIG_BYTES_MAX).map_err(ConfigError::Read)?;
+    Ok((parse(&bytes)?, file))
 }
 
 fn parse(bytes: &[u8]) -> Result<Config, ConfigError> {

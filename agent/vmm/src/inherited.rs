@@ -1,7 +1,11 @@
 //! The fds this process was started with. They are claimed all at once before any fd of our own is
 //! made, so a number in the configuration can only ever mean what the agent put there.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::{fd::OwnedFd, unix::fs::FileExt},
+};
 
 use holdfast_wire::vmm::Config;
 
@@ -9,6 +13,22 @@ use crate::sys;
 
 /// Numbers up to this one are the standard streams, which stay theirs.
 const STANDARD_FD_LAST: i32 = 2;
+
+/// Up to `most` bytes from the start of an inherited file, by position: its own is shared.
+pub(crate) fn read_start(file: &fs_err::File, most: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; most];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match file.file().read_at(&mut bytes[filled..], filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FdError {

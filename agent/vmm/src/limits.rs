@@ -34,10 +34,10 @@ pub(crate) mod control {
 
 /// What a snapshot keeps of CPUs and devices.
 pub(crate) mod state {
-    /// Bytes of it, read from a file or told to the agent: a frame less its head. A vCPU has 6 KiB, a
-    /// device 200 bytes.
+    /// Bytes of it, read from a file or told to the agent: a frame less its head. A test holds
+    /// a machine of one vCPU to 16 KiB.
     pub(crate) const STATE_BYTES_MAX: usize = 255 * 1024;
-    /// Model-specific registers of one vCPU. Linux lists about 120.
+    /// Model-specific registers of one vCPU, of which KVM lists some hundred.
     pub(crate) const MSRS_MAX: usize = 512;
 }
 

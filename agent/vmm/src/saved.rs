@@ -1,13 +1,14 @@
 //! What a snapshot keeps of one machine beside its memory and its disks, as bytes: a head with
 //! version and checksum, then the parts. Whoever reads it takes it for what anybody may have written.
 
-use std::{io, os::fd::OwnedFd, os::unix::fs::FileExt};
+use std::{io, os::fd::OwnedFd};
 
 use holdfast_wire::frame;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     devices::DeviceState,
+    inherited,
     legacy::serial::SerialState,
     limits::state::STATE_BYTES_MAX,
     vm::saved::{SharedState, VcpuState},
@@ -87,19 +88,11 @@ impl MachineState {
     /// From the start of a file, of which no more than the limit is read.
     pub(crate) fn read(file: OwnedFd) -> Result<Self, StateError> {
         let file = fs_err::File::from_parts(file.into(), "saved state");
-        let mut bytes = vec![0; STATE_BYTES_MAX + 1];
-        let mut filled = 0;
-        while filled < bytes.len() {
-            match file.file().read_at(&mut bytes[filled..], filled as u64) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(StateError::Read(error)),
-            }
-        }
-        if filled > STATE_BYTES_MAX {
+        // One more than there may be shows that there is too much.
+        let bytes = inherited::read_start(&file, STATE_BYTES_MAX + 1).map_err(StateError::Read)?;
+        if bytes.len() > STATE_BYTES_MAX {
             return Err(StateError::TooLong);
         }
-        Self::decode(&bytes[..filled])
+        Self::decode(&bytes)
     }
 }

@@ -17,7 +17,7 @@ use super::{
     configuration::Configuration,
     interrupt::Interrupt,
     queue::{Broken, Ring, RingSetup},
-    runner::{Runner, Started},
+    runner::{Runner, Started, reason},
     saved::{DeviceState, RegistersState, RunState, Unfit},
 };
 use crate::vm::Memory;
@@ -166,20 +166,19 @@ impl Transport {
         if missing != 0 {
             return Err(Unfit::Features { device: device(), missing });
         }
-        let started = self.restore_registers(&state.registers, &state.run);
-        let started = started.ok_or_else(|| Unfit::Registers { device: device() })?;
+        let started = self.restore_registers(&state.registers, &state.run)?;
         // Raised while the device's thread stands still.
         self.runner.restore(started, state.run.worker.clone(), &self.name)?;
         self.interrupt.restore(interrupt_reasons, needs_reset);
         Ok(())
     }
 
-    /// `None`: no driver can have written this. Within: the queues, if the device was started.
+    /// The queues, if the device was running.
     fn restore_registers(
         &self,
         state: &RegistersState,
         run: &RunState,
-    ) -> Option<Option<Result<Started, Broken>>> {
+    ) -> Result<Option<Started>, Unfit> {
         let mut registers = self.registers();
         let agreed = state.status & VIRTIO_CONFIG_S_FEATURES_OK != 0;
         let started = state.status & VIRTIO_CONFIG_S_DRIVER_OK != 0;
@@ -188,7 +187,7 @@ impl Transport {
             && (!started || agreed)
             && (run.rings.is_empty() || started && run.rings.len() == state.queues.len());
         if !sound {
-            return None;
+            return Err(Unfit::Registers { device: self.name.clone() });
         }
         *registers = Registers {
             status: state.status,
@@ -198,13 +197,14 @@ impl Transport {
             queue: usize::try_from(state.queue).unwrap_or(usize::MAX),
             queues: state.queues.clone(),
         };
-        let running = !run.rings.is_empty();
-        Some(running.then(|| {
-            let mut started = self.started(&registers)?;
-            let rings = started.rings.iter_mut().zip(&run.rings);
-            rings.for_each(|(ring, state)| ring.restore(*state));
-            Ok(started)
-        }))
+        if run.rings.is_empty() {
+            return Ok(None);
+        }
+        let broken = |broken| Unfit::Broken { device: self.name.clone(), reason: reason(&broken) };
+        let mut started = self.started(&registers).map_err(broken)?;
+        let rings = started.rings.iter_mut().zip(&run.rings);
+        rings.for_each(|(ring, state)| ring.restore(*state));
+        Ok(Some(started))
     }
 
     fn registers(&self) -> MutexGuard<'_, Registers> {

@@ -90,7 +90,7 @@ enum Order {
 struct Restored {
     worker: WorkerState,
     /// `None`: it was not running.
-    started: Option<Result<Started, Broken>>,
+    started: Option<Started>,
 }
 
 /// Why a device does not go on with what it was given.
@@ -181,7 +181,7 @@ impl Runner {
     /// Takes up what was saved; the device must be paused. `name` is for the error.
     pub(super) fn restore(
         &self,
-        started: Option<Result<Started, Broken>>,
+        started: Option<Started>,
         worker: WorkerState,
         name: &str,
     ) -> Result<(), Unfit> {
@@ -298,8 +298,7 @@ impl Inside {
 
     fn restore(&mut self, Restored { worker, started }: Restored) -> Result<(), Refusal> {
         self.worker.restore(worker).map_err(Refusal::Differs)?;
-        let Some(started) = started else { return Ok(()) };
-        started.and_then(|started| self.start(started)).map_err(Refusal::Broken)
+        started.map_or(Ok(()), |started| self.start(started)).map_err(Refusal::Broken)
     }
 
     fn start(&mut self, Started { rings, features }: Started) -> Result<(), Broken> {
@@ -366,7 +365,7 @@ enum Follow {
 }
 
 /// The error with its causes, on one line.
-fn reason(broken: &Broken) -> String {
+pub(super) fn reason(broken: &Broken) -> String {
     let mut text = broken.to_string();
     let mut cause = std::error::Error::source(broken);
     while let Some(error) = cause {

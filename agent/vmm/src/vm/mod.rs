@@ -148,7 +148,7 @@ impl Vm {
         for (vcpu, state) in vcpus.iter().zip(states) {
             state.write(vcpu)?;
         }
-        // Last: setting the local APICs may raise lines.
+        // Before anything raises a line, and the clock last: it runs from here on.
         shared.write(&self.fd)?;
         Ok(vcpus)
     }

@@ -48,7 +48,7 @@ impl VcpuState {
     /// Reads it. `msrs` are the registers that KVM lists; those it cannot read are left out, and
     /// `features` for the caller to fill in.
     pub(crate) fn read(vcpu: &VcpuFd, msrs: &[u32]) -> Result<Self, VmError> {
-        // First: it lets an interrupt that waits for the vCPU arrive.
+        // First: KVM takes in an INIT or SIPI that waits for the vCPU.
         let run_state = vcpu.get_mp_state().map_err(refused("tell whether a vCPU runs"))?;
         Ok(Self {
             run_state,
