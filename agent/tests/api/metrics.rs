@@ -189,6 +189,6 @@ async fn the_doctor_names_every_check_and_a_remedy_for_each_that_is_not_well() {
         assert_eq!(check.remedy.is_none(), check.verdict == Verdict::Ok, "{check:?}");
     }
     // The test's daemon has a folder that is in no cgroup file system.
-    assert_eq!(checks[6].verdict, Verdict::Failed);
+    assert_eq!(checks[7].verdict, Verdict::Failed);
     assert!(!format!("{checks:?}").contains(TOKEN));
 }

@@ -64,7 +64,7 @@ fn a_record_has_this_form() {
         "layers": [a.to_string()],
         "settings": {
             "entrypoint": [], "cmd": ["sh"], "env": ["A=b"], "workingDir": null,
-            "user": "1000:1000", "stopSignal": null, "exposedPorts": [],
+            "user": "1000:1000", "stopSignal": null, "exposedPorts": [], "volumes": [],
         },
         "bytes": 12288,
     });
