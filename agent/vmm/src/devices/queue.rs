@@ -259,6 +259,30 @@ impl Ring {
         Ok(self.queue.enable_notification(memory)?)
     }
 
+    /// How many requests the driver has ever offered, modulo 2^16.
+    pub(super) fn offered(&self, memory: &Memory) -> Result<u16, Broken> {
+        Ok(self.queue.avail_idx(memory, Ordering::Acquire)?.0)
+    }
+
+    /// Asks for a kick when the driver has offered more than `offered`, while requests it offered
+    /// before that are left. True: it has done so already.
+    pub(super) fn ask_for_kick_after(
+        &mut self,
+        memory: &Memory,
+        offered: u16,
+    ) -> Result<bool, Broken> {
+        // Without the event field this asks for every kick.
+        self.queue.enable_notification(memory)?;
+        if self.event_idx {
+            let entries = USED_ENTRY_BYTES * u64::from(self.queue.size());
+            let at = GuestAddress(self.queue.used_ring() + RING_HEADER_BYTES + entries);
+            memory.store(offered.to_le(), at, Ordering::Relaxed)?;
+            // The driver moves its index and then looks at the event field; we the other way round.
+            fence(Ordering::SeqCst);
+        }
+        Ok(self.offered(memory)? != offered)
+    }
+
     /// Handles up to `batch` requests, none before `throttle` lets it; `handle` returns the bytes
     /// it wrote to a chain. The bound is there because a device looks at its orders and other fds
     /// only in between: a driver that never stops asking must not keep it from a pause.

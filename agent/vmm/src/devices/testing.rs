@@ -313,6 +313,17 @@ impl DriverQueue {
         self.bell.write(1).unwrap();
     }
 
+    /// Kicks for the chain offered last if the device asked for that by its event index.
+    pub(super) fn kick_if_wanted(&self) {
+        let event = self.base + 0x2004 + 8 * u64::from(QUEUE_SIZE);
+        // The index was moved before this; the device does it the other way round.
+        fence(Ordering::SeqCst);
+        let event: u16 = self.memory.read_obj(GuestAddress(event)).unwrap();
+        if event == self.offered.wrapping_sub(1) {
+            self.kick();
+        }
+    }
+
     /// Offers a good chain of `pieces`, without a kick. Returns its head.
     pub(super) fn offer(&mut self, pieces: &[Piece]) -> u16 {
         let head = self.next_descriptor;

@@ -1,5 +1,7 @@
 //! Devices that are saved in one machine and go on in another.
 
+use std::io::{Read, Write};
+
 use virtio_bindings::virtio_mmio::*;
 
 use super::{
@@ -9,6 +11,7 @@ use super::{
 
 const RNG: usize = 0;
 const VSOCK: usize = 1;
+const RECEIVE: usize = 0;
 const EVENTS: usize = 2;
 const SIXTEEN: Piece = (BUFFERS, 16, WRITE);
 
@@ -84,6 +87,53 @@ fn a_guest_is_told_that_its_connections_are_gone_once_it_offers_a_buffer_for_it(
     second.devices.resume();
     second.devices.pause();
     assert!(queues[EVENTS].try_take().is_none());
+}
+
+#[test]
+fn a_client_waits_until_the_guest_has_dealt_with_the_loss_of_its_connections() {
+    let first = rig();
+    let mut queues = first.start(VSOCK, VERSION_1 | 1 << 29);
+    let states = saved(&first);
+    let second = rig();
+    second.take_over(&first, VSOCK, &mut queues);
+    queues[RECEIVE].offer(&[(BUFFERS, 4096, WRITE)]);
+    for slot in 1..=3 {
+        queues[EVENTS].offer(&[(BUFFERS + slot * 4096, 8, WRITE)]);
+    }
+    second.devices.restore(&states).unwrap();
+    second.devices.resume();
+    assert_eq!(queues[EVENTS].take(), (0, 4));
+
+    let mut client = second.connect();
+    client.write_all(b"CONNECT 5\n").unwrap();
+    for _ in 0..3 {
+        second.devices.pause();
+        second.devices.resume();
+    }
+    assert!(queues[RECEIVE].try_take().is_none(), "the guest would drop this one too");
+
+    queues[EVENTS].offer(&[(BUFFERS + 4096, 8, WRITE)]);
+    queues[EVENTS].kick_if_wanted();
+    assert_eq!(queues[RECEIVE].take(), (0, 44));
+}
+
+#[test]
+fn a_driver_that_starts_anew_owes_no_answer_to_a_loss() {
+    let first = rig();
+    let mut queues = first.start(VSOCK, VERSION_1 | 1 << 29);
+    let states = saved(&first);
+    let second = rig();
+    second.take_over(&first, VSOCK, &mut queues);
+    second.devices.restore(&states).unwrap();
+    second.devices.resume();
+    let mut waiting = second.connect();
+    second.write(VSOCK, VIRTIO_MMIO_STATUS, 0);
+    assert_eq!(waiting.read(&mut [0]).unwrap(), 0, "a client of the driver that is gone");
+    let mut queues = second.start(VSOCK, VERSION_1 | 1 << 29);
+    queues[RECEIVE].offer(&[(BUFFERS, 4096, WRITE)]);
+    let mut client = second.connect();
+    client.write_all(b"CONNECT 5\n").unwrap();
+    assert_eq!(queues[RECEIVE].take(), (0, 44));
 }
 
 #[test]

@@ -37,6 +37,18 @@ use crate::{
 /// Token of the listener; a connection's is its port, which is larger.
 const LISTENER: u64 = 0;
 
+/// Of all connections, in a restore.
+enum Loss {
+    None,
+    /// The driver is to be told.
+    Due,
+    /// The driver was told when it had offered this many buffers for events, and drops every
+    /// connection it has until it offers another: one made before that would be dropped too.
+    Told {
+        offered: u16,
+    },
+}
+
 pub(super) struct VsockWorker {
     listener: UnixListener,
     epoll: Option<Arc<Epoll>>,
@@ -44,8 +56,7 @@ pub(super) struct VsockWorker {
     refusals: VecDeque<Header>,
     /// The driver has started the device.
     running: bool,
-    /// The driver is to be told that all its connections are gone.
-    reset_due: bool,
+    loss: Loss,
     state: State,
     counters: Arc<VsockCounters>,
     events: EventSender,
@@ -64,7 +75,7 @@ impl VsockWorker {
             table: Table::new(),
             refusals: VecDeque::new(),
             running: false,
-            reset_due: false,
+            loss: Loss::None,
             state,
             counters,
             events,
@@ -72,6 +83,10 @@ impl VsockWorker {
     }
 
     fn accept(&mut self) {
+        if !matches!(self.loss, Loss::None) {
+            // They wait in the socket's backlog.
+            return;
+        }
         loop {
             match self.listener.accept() {
                 // Without a driver nobody can answer: the client sees its connection end.
@@ -151,6 +166,22 @@ impl VsockWorker {
         if header.op != op::RESET {
             self.refusals.push_back(header.refusal());
         }
+    }
+
+    /// Tells the driver of the loss and waits until it has dealt with it; then clients are let in.
+    fn work_on_loss(&mut self, events: &mut Ring, memory: &Memory) -> Result<(), Broken> {
+        if matches!(self.loss, Loss::Due)
+            && let Some(offered) = tell_of_reset(events, memory)?
+        {
+            self.loss = Loss::Told { offered };
+        }
+        if let Loss::Told { offered } = self.loss
+            && events.ask_for_kick_after(memory, offered)?
+        {
+            self.loss = Loss::None;
+            self.accept();
+        }
+        Ok(())
     }
 
     fn send_refusals(&mut self, receiver: &mut Receiver<'_>) -> Result<(), Broken> {
@@ -240,9 +271,7 @@ impl Worker for VsockWorker {
         now: Instant,
     ) -> Result<Progress, Broken> {
         let [receive, transmit, events] = rings else { return Ok(Progress::Idle) };
-        if self.reset_due {
-            self.reset_due = !tell_of_reset(events, memory)?;
-        }
+        self.work_on_loss(events, memory)?;
         let mut receiver = Receiver { ring: receive, memory, starved: false };
         self.send_refusals(&mut receiver)?;
         // A packet causes one refusal at most.
@@ -264,8 +293,11 @@ impl Worker for VsockWorker {
         self.running = false;
         self.table.clear();
         self.refusals.clear();
-        self.reset_due = false;
         self.state = State::default();
+        if !matches!(self.loss, Loss::None) {
+            self.loss = Loss::None;
+            self.accept();
+        }
     }
 
     fn save(&self) -> WorkerState {
@@ -277,7 +309,7 @@ impl Worker for VsockWorker {
             return Err(Differs::new(&state, &self.save()));
         };
         self.state = state;
-        self.reset_due = true;
+        self.loss = Loss::Due;
         Ok(())
     }
 }
@@ -286,17 +318,20 @@ impl Worker for VsockWorker {
 /// and the guest's address is to be read anew.
 const TRANSPORT_RESET: [u8; 4] = [0; 4];
 
-/// False: the driver has offered no buffer for it, and was asked to kick when it does.
-fn tell_of_reset(events: &mut Ring, memory: &Memory) -> Result<bool, Broken> {
+/// How many buffers for events the driver had offered when it was told. `None`: it has offered no
+/// buffer for this one, and was asked to kick when it does.
+fn tell_of_reset(events: &mut Ring, memory: &Memory) -> Result<Option<u16>, Broken> {
     loop {
+        // Before the driver can answer: what it offers from here on counts.
+        let offered = events.offered(memory)?;
         if let Some(mut chain) = events.next(memory)? {
             chain.only_writable()?;
             let written = chain.writable.write(&TRANSPORT_RESET);
             events.give_back(memory, chain.head, written)?;
-            return Ok(true);
+            return Ok(Some(offered));
         }
         if !events.ask_for_kick(memory)? {
-            return Ok(false);
+            return Ok(None);
         }
     }
 }
