@@ -36,6 +36,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "holdfast-model",
             "holdfast-wire",
             "holdfast-netpolicy",
+            "holdfast-snapshot",
             "holdfast-api",
             "holdfast-scheduler",
             "holdfast-jail",

@@ -41,6 +41,24 @@ points! {
     CreateStarted = "create.started",
     /// The record says Running; nobody was told.
     CreateRunning = "create.running",
+    /// The record says Stopping; the guest runs.
+    SuspendAccepted = "suspend.accepted",
+    /// The guest stands still.
+    SuspendPaused = "suspend.paused",
+    /// Memory and disk are copied; nothing of it is durable.
+    SuspendCopied = "suspend.copied",
+    /// The snapshot is durable; the record does not name it.
+    SuspendDurable = "suspend.durable",
+    /// The record says Suspended; the VMM is there.
+    SuspendCommitted = "suspend.committed",
+    /// The record says Resuming; nothing is there.
+    ResumeAccepted = "resume.accepted",
+    /// The VMM's process runs.
+    ResumeSpawned = "resume.spawned",
+    /// The guest runs; the record does not say so.
+    ResumeRestored = "resume.restored",
+    /// The record says Running; nobody was told.
+    ResumeRunning = "resume.running",
     /// A command's call is marked begun; the guest does not know of it.
     ExecBegun = "exec.begun",
     /// The guest runs the command.
@@ -101,7 +119,10 @@ mod tests {
         assert_eq!(names.len(), Point::ALL.len());
         for name in names {
             let operation = name.split('.').next();
-            assert!(matches!(operation, Some("create" | "exec" | "delete")), "{name}");
+            assert!(
+                matches!(operation, Some("create" | "suspend" | "resume" | "exec" | "delete")),
+                "{name}"
+            );
         }
     }
 }

@@ -64,7 +64,8 @@ const fn metric(
 
 use Kind::{Counter, Gauge, Histogram};
 
-const STATES: &[&str] = &["creating", "running", "deleting", "failed"];
+const STATES: &[&str] =
+    &["creating", "running", "stopping", "suspended", "resuming", "deleting", "failed"];
 const ENDS: &[&str] = &[
     "power_off",
     "reset",
@@ -104,6 +105,10 @@ metrics! {
         "Sandboxes of this node by state.", &[label("state", STATES)]);
     BOOTS = metric("holdfast_boots_total", Counter, "launches",
         "Launches of microVMs by outcome.", &[label("outcome", OUTCOMES)]);
+    SUSPENDS = metric("holdfast_suspends_total", Counter, "suspends",
+        "Suspends of sandboxes by outcome.", &[label("outcome", OUTCOMES)]);
+    RESUMES = metric("holdfast_resumes_total", Counter, "resumes",
+        "Resumes of sandboxes by outcome.", &[label("outcome", OUTCOMES)]);
     BOOT_PHASES = metric("holdfast_boot_phase_seconds", Histogram, "seconds",
         "Phases of launches that came to Running.", &[label("phase", PHASES)]);
     EXITS = metric("holdfast_exits_total", Counter, "microVMs",
@@ -316,6 +321,24 @@ impl Metrics {
 
     pub fn boot_failed(&self) {
         self.add(&BOOTS, &["failed"], 1);
+    }
+
+    /// A suspend was committed.
+    pub fn suspended(&self) {
+        self.add(&SUSPENDS, &["done"], 1);
+    }
+
+    pub fn suspend_failed(&self) {
+        self.add(&SUSPENDS, &["failed"], 1);
+    }
+
+    /// A resume came to Running.
+    pub fn resumed(&self) {
+        self.add(&RESUMES, &["done"], 1);
+    }
+
+    pub fn resume_failed(&self) {
+        self.add(&RESUMES, &["failed"], 1);
     }
 
     /// A microVM ended.

@@ -37,6 +37,7 @@ fn sandbox_of(record: &DiskImageRecord, image: Digest) -> SandboxRecord {
         created_at_ms: 0,
         request_id: None,
         uid: None,
+        saved: None,
     }
 }
 

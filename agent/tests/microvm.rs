@@ -12,6 +12,8 @@ mod crowd;
 mod neighbours;
 #[path = "microvm/node.rs"]
 mod node;
+#[path = "microvm/suspended.rs"]
+mod suspended;
 
 use std::{
     io::{BufRead, BufReader},
@@ -307,9 +309,10 @@ async fn a_guest_gives_the_memory_back_that_it_does_not_need_any_more() {
     run(&node, &id, shell(&need), b"").await;
     let peak = node.registry.usage(&id).unwrap().memory_peak_bytes >> 20;
     assert!(peak >= before + NEEDED_MIB * 3 / 4, "{before} MiB, at its peak {peak}");
-    // The guest's kernel reports free pages every two seconds.
+    // The guest's kernel reports free blocks of 2 MiB and more, every two seconds. Smaller ones are
+    // left, 12 MiB of them after this, as is what the kernel itself took meanwhile, 18 MiB.
     let mut waits = 0;
-    while held() > before + NEEDED_MIB / 4 {
+    while held() > before + NEEDED_MIB / 2 {
         waits += 1;
         assert!(waits < 300, "{before} MiB before, {peak} at the peak, {} held", held());
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -81,6 +81,7 @@ codes! {
     FileNotFound = 404,
     /// The call does not fit the sandbox's state.
     SandboxNotRunning = 409,
+    SandboxNotSuspended = 409,
     SandboxGroupNotEmpty = 409,
     /// The group that every node has.
     SandboxGroupProtected = 409,

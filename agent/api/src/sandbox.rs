@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_model::{
-    DiskImageId, GroupKey, Mib, MilliCpu, Resources, SandboxId, SandboxSpec, State,
+    DiskImageId, GroupKey, Mib, MilliCpu, Resources, SandboxId, SandboxSpec, State, StopReason,
     sandbox::ImageSource,
 };
 use serde::{Deserialize, Serialize};
@@ -129,6 +129,11 @@ pub struct Sandbox {
 pub enum PublicState {
     Creating,
     Running,
+    Stopping,
+    Suspended,
+    /// Suspended because nobody used it.
+    Idle,
+    Resuming,
     Deleting,
     Failed,
 }
@@ -139,6 +144,43 @@ pub struct StateDetails {
     /// Why the sandbox is Failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+    /// Why it was suspended: `UserStopped` or `Idle`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped_reason: Option<String>,
+    /// RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped_at: Option<String>,
+}
+
+/// What a sandbox is doing, and why.
+#[derive(Debug, Clone)]
+pub struct Condition {
+    pub state: State,
+    /// Why it is Failed, or what went wrong with it last.
+    pub failure: Option<String>,
+    /// Its last suspend: why, and when (RFC 3339).
+    pub stopped: Option<(StopReason, String)>,
+}
+
+impl Condition {
+    pub fn public_state(&self) -> PublicState {
+        match (self.state, &self.stopped) {
+            (State::Suspended, Some((StopReason::Idle, _))) => PublicState::Idle,
+            (state, _) => state.into(),
+        }
+    }
+
+    fn details(self) -> Option<StateDetails> {
+        let stopped = self.stopped.filter(|_| self.state == State::Suspended);
+        let (reason, at) = stopped.unzip();
+        let reason = reason.map(|reason| match reason {
+            StopReason::Asked => "UserStopped".to_owned(),
+            StopReason::Idle => "Idle".to_owned(),
+        });
+        let details =
+            StateDetails { failure: self.failure, stopped_reason: reason, stopped_at: at };
+        (details != StateDetails::default()).then_some(details)
+    }
 }
 
 impl From<State> for PublicState {
@@ -146,6 +188,9 @@ impl From<State> for PublicState {
         match state {
             State::Creating => Self::Creating,
             State::Running => Self::Running,
+            State::Stopping => Self::Stopping,
+            State::Suspended => Self::Suspended,
+            State::Resuming => Self::Resuming,
             State::Deleting => Self::Deleting,
             State::Failed => Self::Failed,
         }
@@ -157,6 +202,10 @@ impl PublicState {
         match self {
             Self::Creating => "Creating",
             Self::Running => "Running",
+            Self::Stopping => "Stopping",
+            Self::Suspended => "Suspended",
+            Self::Idle => "Idle",
+            Self::Resuming => "Resuming",
             Self::Deleting => "Deleting",
             Self::Failed => "Failed",
         }
@@ -164,14 +213,12 @@ impl PublicState {
 }
 
 impl Sandbox {
-    /// The answer for a sandbox of this id, group, spec and state. `failure`: why it is Failed;
-    /// `created_at`: RFC 3339.
+    /// The answer for a sandbox of this id, group, spec and condition. `created_at`: RFC 3339.
     pub fn new(
         id: &SandboxId,
         group: &GroupKey,
         spec: &SandboxSpec,
-        state: State,
-        failure: Option<&str>,
+        condition: Condition,
         created_at: String,
     ) -> Self {
         let disk_image = match &spec.image {
@@ -185,8 +232,8 @@ impl Sandbox {
         let Resources { cpu, memory, disk } = spec.resources;
         Self {
             id: id.to_string(),
-            state: state.into(),
-            state_details: failure.map(|why| StateDetails { failure: Some(why.to_owned()) }),
+            state: condition.public_state(),
+            state_details: condition.details(),
             labels: spec.labels.clone(),
             resources: Some(ResourcesBody {
                 cpu: cpu.to_string(),

@@ -150,8 +150,18 @@ pub(crate) enum SandboxCommand {
     },
     /// Show one sandbox.
     Get { id: String },
-    /// Run a command in a sandbox.
+    /// Run a command in a sandbox. One that is suspended is resumed for it.
     Exec(Exec),
+    /// Keep sandboxes as snapshots of memory and disk, and give the node back what they use.
+    Suspend {
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+    /// Have suspended sandboxes go on where they stood.
+    Resume {
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
     /// Delete sandboxes.
     Delete {
         #[arg(required = true)]

@@ -125,6 +125,11 @@ impl Client {
         read(self.send(self.request(Method::POST, path)?).await?).await
     }
 
+    /// A POST that is answered without a body.
+    pub(crate) async fn order(&self, path: &str) -> Result<(), CliError> {
+        self.send(self.request(Method::POST, path)?).await.map(|_| ())
+    }
+
     pub(crate) async fn delete(&self, path: &str) -> Result<(), CliError> {
         let (outcome, tries) = self.send_counted(self.request(Method::DELETE, path)?).await;
         match outcome {

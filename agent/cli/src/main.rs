@@ -92,6 +92,8 @@ async fn carry_out(args: Args) -> Result<ExitCode, CliError> {
                 }
                 SandboxCommand::Get { id } => done(sandbox::get(&client, &id, output).await),
                 SandboxCommand::Exec(exec) => sandbox::exec(&client, exec).await,
+                SandboxCommand::Suspend { ids } => done(sandbox::suspend(&client, &ids).await),
+                SandboxCommand::Resume { ids } => done(sandbox::resume(&client, &ids).await),
                 SandboxCommand::Delete { ids } => done(sandbox::delete(&client, &ids).await),
             }
         }

@@ -81,9 +81,7 @@ pub(crate) async fn wait(client: &Client, mut sandbox: Sandbox) -> Result<Sandbo
     if sandbox.state == PublicState::Running {
         return Ok(sandbox);
     }
-    let why = sandbox.state_details.and_then(|details| details.failure);
-    let why = why.unwrap_or_else(|| sandbox.state.as_str().to_owned());
-    Err(CliError::Host(format!("sandbox {} does not run: {why}", sandbox.id)))
+    Err(failed(&sandbox, "does not run"))
 }
 
 pub(crate) async fn list(
@@ -147,6 +145,59 @@ pub(crate) async fn exec(client: &Client, arguments: Exec) -> Result<ExitCode, C
     let command = Command::Argv(arguments.command);
     let start = exec::start(&arguments.process, command, arguments.interactive)?;
     exec::run(client, &arguments.id, start).await
+}
+
+pub(crate) async fn suspend(client: &Client, ids: &[String]) -> Result<(), CliError> {
+    for id in ids {
+        client.order(&format!("{}/stop", one(client, id)?)).await?;
+        let stopped = [PublicState::Suspended, PublicState::Idle];
+        wait_for(client, id, PublicState::Stopping, &stopped).await?;
+        output::line(id)?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn resume(client: &Client, ids: &[String]) -> Result<(), CliError> {
+    for id in ids {
+        match client.order(&format!("{}/resume", one(client, id)?)).await {
+            // It runs, if nothing else is wrong with it: what was asked for.
+            Err(CliError::Api { status: 409, .. }) => {
+                let sandbox: Sandbox = client.get(&one(client, id)?).await?;
+                if sandbox.state != PublicState::Running {
+                    return Err(failed(&sandbox, "is not suspended"));
+                }
+            }
+            asked => asked?,
+        }
+        wait_for(client, id, PublicState::Resuming, &[PublicState::Running]).await?;
+        output::line(id)?;
+    }
+    Ok(())
+}
+
+/// Waits while the sandbox is in the one state, until it is in one of the others.
+async fn wait_for(
+    client: &Client,
+    id: &str,
+    passing: PublicState,
+    wanted: &[PublicState],
+) -> Result<(), CliError> {
+    loop {
+        let sandbox: Sandbox = client.get(&one(client, id)?).await?;
+        if wanted.contains(&sandbox.state) {
+            return Ok(());
+        }
+        if sandbox.state != passing {
+            return Err(failed(&sandbox, "did not get there"));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn failed(sandbox: &Sandbox, how: &str) -> CliError {
+    let why = sandbox.state_details.as_ref().and_then(|details| details.failure.clone());
+    let why = why.unwrap_or_else(|| sandbox.state.as_str().to_owned());
+    CliError::Host(format!("sandbox {} {how}: {why}", sandbox.id))
 }
 
 pub(crate) async fn delete(client: &Client, ids: &[String]) -> Result<(), CliError> {

@@ -88,6 +88,10 @@ id! {
     /// Name of one disk image of a sandbox group.
     DiskImageId
 }
+id! {
+    /// Name of one snapshot of a sandbox.
+    SnapshotId
+}
 
 #[cfg(test)]
 mod tests {

@@ -46,6 +46,22 @@ impl Key {
         Ok(Self(random()?))
     }
 
+    /// `inner`, sealed with this key, to be kept where others may read it.
+    pub fn wrap(&self, inner: &Self) -> Result<Vec<u8>, SnapshotError> {
+        let salt: Salt16 = random()?;
+        let mut sealed = inner.0.to_vec();
+        self.sealer(&salt)?.seal(0, &mut sealed)?;
+        Ok([&salt[..], &sealed].concat())
+    }
+
+    /// What [`Self::wrap`] made. `None`: it was not made with this key, or was changed.
+    pub fn unwrap(&self, wrapped: &[u8]) -> Result<Option<Self>, SnapshotError> {
+        let Some((salt, sealed)) = wrapped.split_first_chunk() else { return Ok(None) };
+        let mut sealed = sealed.to_vec();
+        let opened = self.sealer(salt)?.open(0, &mut sealed);
+        Ok(opened.and_then(|()| sealed.try_into().ok()).map(Self))
+    }
+
     fn derive(&self, salt: &[u8], purpose: &[u8]) -> Result<[u8; KEY_BYTES], SnapshotError> {
         let internal = |_| SnapshotError::Internal { what: "a derived key" };
         let purpose = [purpose];
@@ -124,6 +140,19 @@ mod tests {
         text[0] ^= 1;
         assert_eq!(opened(&key, salt, 7, &text), None);
         assert_eq!(opened(&key, salt, 7, b"short"), None);
+    }
+
+    #[test]
+    fn a_wrapped_key_is_had_again_with_the_key_it_was_wrapped_with_only() {
+        let (outer, inner) = (Key::new([1; 32]), Key::new([2; 32]));
+        let mut wrapped = outer.wrap(&inner).unwrap();
+        assert_ne!(wrapped, outer.wrap(&inner).unwrap());
+        assert_eq!(outer.unwrap(&wrapped).unwrap().unwrap().0, inner.0);
+        assert!(inner.unwrap(&wrapped).unwrap().is_none());
+        assert!(outer.unwrap(&wrapped[1..]).unwrap().is_none());
+        assert!(outer.unwrap(b"short").unwrap().is_none());
+        wrapped[20] ^= 1;
+        assert!(outer.unwrap(&wrapped).unwrap().is_none());
     }
 
     #[test]

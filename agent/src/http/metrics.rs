@@ -85,6 +85,9 @@ fn by_state(app: &App) -> Result<BTreeMap<&'static str, u64>, StoreError> {
         let state = match record.state {
             State::Creating => "creating",
             State::Running => "running",
+            State::Stopping => "stopping",
+            State::Suspended => "suspended",
+            State::Resuming => "resuming",
             State::Deleting => "deleting",
             State::Failed => "failed",
         };

@@ -11,10 +11,9 @@ use axum::{
 use holdfast_api::{
     model::{Mib, MilliCpu},
     node::{Amounts, DiskUse, NodeInfo},
-    sandbox::PublicState,
 };
 
-use super::{App, answer::json, problem::Problem};
+use super::{App, answer::json, problem::Problem, sandboxes::condition};
 use crate::{blocking::off_thread, tls};
 
 pub(super) async fn ca(State(app): State<Arc<App>>) -> Response {
@@ -43,7 +42,7 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
 pub(super) async fn info(State(app): State<Arc<App>>) -> Result<Response, Problem> {
     let mut sandboxes = BTreeMap::new();
     for record in app.store.all_sandboxes()? {
-        let state = PublicState::from(record.state).as_str().to_owned();
+        let state = condition(&record).public_state().as_str().to_owned();
         *sandboxes.entry(state).or_insert(0) += 1;
     }
     let (cpus, memory_mib) = promised(&app);

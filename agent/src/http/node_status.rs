@@ -7,7 +7,6 @@ use axum::{extract::State, response::Response};
 use holdfast_api::{
     model::Secret,
     node::{HostCheck, NodeBundle, NodeStatus, Phase, Refusals, SandboxUse, Used},
-    sandbox::PublicState,
 };
 use holdfast_jail::Usage;
 use holdfast_store::SandboxRecord;
@@ -18,6 +17,7 @@ use super::{
     metrics,
     node::{disk_use, promised},
     problem::Problem,
+    sandboxes::condition,
 };
 use crate::{
     auth::ADMIN_TOKEN_FILE,
@@ -104,7 +104,7 @@ fn sandbox_use(app: &App, record: &SandboxRecord) -> SandboxUse {
     SandboxUse {
         id: record.id.to_string(),
         group: record.group.to_string(),
-        state: PublicState::from(record.state).as_str().to_owned(),
+        state: condition(record).public_state().as_str().to_owned(),
         cpus: f64::from(resources.cpu.0) / 1000.0,
         memory_mib: resources.memory.0,
         used: app.registry.usage(&record.id).map(used),

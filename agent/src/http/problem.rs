@@ -16,7 +16,7 @@ use log::error;
 use crate::{
     error_chain::error_chain,
     images::{GcError, ImageError},
-    sandbox::{CreateError, DeleteError, ExecError},
+    sandbox::{CreateError, DeleteError, ExecError, ResumeError, SuspendError},
 };
 
 /// A refused or failed call.
@@ -74,6 +74,7 @@ impl Problem {
                 FailureKind::WrongState | FailureKind::Internal => Code::GuestNotAnswering,
             },
             ExecError::Guest(_) => Code::GuestNotAnswering,
+            ExecError::Resume(error) => return error.as_ref().into(),
             ExecError::Body(source) => return Self::of_body(source),
             ExecError::Store(error) => return error.into(),
         };
@@ -171,6 +172,35 @@ impl From<DeleteError> for Problem {
                 Self::internal(&error, error.hint())
             }
         }
+    }
+}
+
+impl From<SuspendError> for Problem {
+    fn from(error: SuspendError) -> Self {
+        let code = match &error {
+            SuspendError::NotFound { .. } => Code::SandboxNotFound,
+            SuspendError::NotRunning { .. } => Code::SandboxNotRunning,
+            _ => return Self::internal(&error, error.hint()),
+        };
+        Self::new(code, error_chain(&error), error.hint())
+    }
+}
+
+impl From<&ResumeError> for Problem {
+    fn from(error: &ResumeError) -> Self {
+        let code = match error {
+            ResumeError::NotFound { .. } => Code::SandboxNotFound,
+            ResumeError::NotSuspended { .. } => Code::SandboxNotSuspended,
+            ResumeError::NoImage { .. } => Code::DiskImageNotReady,
+            ResumeError::Full(_) => Code::NoCapacity,
+            ResumeError::Stopping => Code::ShuttingDown,
+            ResumeError::Failed { .. }
+            | ResumeError::Slow { .. }
+            | ResumeError::Store(_)
+            | ResumeError::Disk(_)
+            | ResumeError::ImageStore(_) => return Self::internal(error, error.hint()),
+        };
+        Self::new(code, error_chain(error), error.hint())
     }
 }
 

@@ -19,9 +19,7 @@ use super::{
 const GROUP: &str = "/subscriptions/{sub}/resourceGroups/{rg}/sandboxGroups/{group}";
 
 /// Calls of the contract under a sandbox that this node does not carry out yet.
-const SANDBOX_NOT_YET: [&str; 16] = [
-    "stop",
-    "resume",
+const SANDBOX_NOT_YET: [&str; 14] = [
     "enable",
     "snapshot",
     "commit",
@@ -74,6 +72,8 @@ fn data_plane() -> Router<Arc<App>> {
         .route(&at("sandboxes"), put(sandboxes::create).get(sandboxes::list))
         .route(&at("sandboxes/{id}"), get(sandboxes::get).delete(sandboxes::delete))
         .route(&at("sandboxes/{id}/executeShellCommand"), post(exec::execute))
+        .route(&at("sandboxes/{id}/stop"), post(sandboxes::stop))
+        .route(&at("sandboxes/{id}/resume"), post(sandboxes::resume))
         .route(&at("sandboxes/{id}/files"), put(files::write).get(files::read))
         .route(&at("diskimages"), put(disk_images::create).get(disk_images::list))
         .route(&at("diskimages/{id}"), get(disk_images::get).delete(disk_images::delete))

@@ -7,7 +7,7 @@ use holdfast_api::{
     labels::LabelFilter,
     model::SandboxSpec,
     node::{ExitCounts, Phase, SandboxDetails, VmmDetails},
-    sandbox::{CreateSandbox, PublicState, Sandbox},
+    sandbox::{Condition, CreateSandbox, Sandbox},
 };
 use holdfast_store::SandboxRecord;
 
@@ -19,7 +19,7 @@ use super::{
     problem::Problem,
     request::{Here, InGroup, OfSandbox, Query, RequestId},
 };
-use crate::sandbox::{DeleteError, ExecError, RuntimeDetails};
+use crate::sandbox::{DeleteError, ExecError, ResumeError, RuntimeDetails};
 
 type Answer = Result<Response, Problem>;
 
@@ -62,6 +62,19 @@ pub(super) async fn delete(State(app): State<Arc<App>>, OfSandbox(record): OfSan
     }
 }
 
+pub(super) async fn stop(State(app): State<Arc<App>>, OfSandbox(record): OfSandbox) -> Answer {
+    app.registry.suspend(&record.id).await?;
+    Ok(empty(204))
+}
+
+pub(super) async fn resume(State(app): State<Arc<App>>, OfSandbox(record): OfSandbox) -> Answer {
+    match app.registry.resume(&record.id).await {
+        // It goes on; the client asks until it is Running.
+        Ok(()) | Err(ResumeError::Slow { .. }) => Ok(empty(204)),
+        Err(error) => Err((&error).into()),
+    }
+}
+
 pub(super) async fn details(State(app): State<Arc<App>>, OfSandbox(record): OfSandbox) -> Answer {
     let runtime = match app.registry.details(&record.id).await {
         Ok(runtime) => Some(runtime),
@@ -70,7 +83,7 @@ pub(super) async fn details(State(app): State<Arc<App>>, OfSandbox(record): OfSa
     };
     let details = SandboxDetails {
         id: record.id.to_string(),
-        state: PublicState::from(record.state).as_str().to_owned(),
+        state: condition(&record).public_state().as_str().to_owned(),
         image_digest: record.image.to_string(),
         vmm: runtime.as_ref().map(vmm),
         phases: runtime.as_ref().map(phases).unwrap_or_default(),
@@ -100,8 +113,16 @@ fn sandbox(record: &SandboxRecord) -> Sandbox {
         &record.id,
         &record.group,
         &record.spec,
-        record.state,
-        record.failure.as_deref(),
+        condition(record),
         rfc3339(record.created_at_ms),
     )
+}
+
+/// What the record says of the sandbox's state.
+pub(super) fn condition(record: &SandboxRecord) -> Condition {
+    Condition {
+        state: record.state,
+        failure: record.failure.clone(),
+        stopped: record.saved.as_ref().map(|saved| (saved.reason, rfc3339(saved.at_ms))),
+    }
 }

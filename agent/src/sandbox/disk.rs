@@ -60,19 +60,31 @@ impl Disks {
     pub(super) fn create(&self, id: &SandboxId, size: Mib) -> Result<fs::File, DiskError> {
         let folder = self.folder(id);
         fs::create_dir_all(&folder).map_err(failed("make", &folder))?;
-        let path = folder.join("disk.ext4");
-        let disk = fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(failed("make", &path))?;
+        let path = self.path(id);
+        let disk = new(&path)?;
         if size.0.is_multiple_of(TEMPLATE_STEP.0) {
             let template = self.template(size)?;
             clone(&template, &disk).map_err(failed("fill", &path))?;
         } else {
             format(&path, size)?;
         }
+        Ok(disk)
+    }
+
+    /// Makes the sandbox's disk a copy of this one, in place of any it has, and opens it. Blocks.
+    pub(super) fn create_from(&self, id: &SandboxId, saved: &Path) -> Result<fs::File, DiskError> {
+        let folder = self.folder(id);
+        fs::create_dir_all(&folder).map_err(failed("make", &folder))?;
+        let path = self.path(id);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("replace", &path)(error));
+            }
+            _ => {}
+        }
+        let source = fs::File::open(saved).map_err(failed("open", saved))?;
+        let disk = new(&path)?;
+        clone(&source, &disk).map_err(failed("fill", &path))?;
         Ok(disk)
     }
 
@@ -109,6 +121,10 @@ impl Disks {
         self.sandboxes.join(id.as_str())
     }
 
+    pub(super) fn path(&self, id: &SandboxId) -> PathBuf {
+        self.folder(id).join("disk.ext4")
+    }
+
     fn template(&self, size: Mib) -> Result<fs::File, DiskError> {
         let path = self.templates.join(format!("disk-{}.ext4", size.0));
         // The lock guards no data: a panic under it leaves a draft, which is made anew.
@@ -131,6 +147,11 @@ impl Disks {
         }
         fs::File::open(&path).map_err(failed("open", &path))
     }
+}
+
+fn new(path: &Path) -> Result<fs::File, DiskError> {
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(true).create_new(true).open(path).map_err(failed("make", path))
 }
 
 /// Makes an empty ext4 of `size` at `path`, sparse: tables and journal are left to be zeroed by
@@ -159,7 +180,7 @@ fn format(path: &Path, size: Mib) -> Result<(), DiskError> {
 
 /// Makes `target` (empty) a copy of `source`: sharing its blocks where the file system can, else
 /// with the same holes.
-fn clone(source: &fs::File, target: &fs::File) -> io::Result<()> {
+pub(super) fn clone(source: &fs::File, target: &fs::File) -> io::Result<()> {
     match ioctl_ficlone(target, source) {
         Ok(()) => Ok(()),
         Err(errno) => {

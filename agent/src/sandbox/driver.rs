@@ -8,7 +8,7 @@ use std::{
 };
 
 use holdfast_jail::{CgroupTree, Jailer};
-use holdfast_model::{Event, State};
+use holdfast_model::{Event, State, StopReason};
 use holdfast_scheduler::Reservation;
 use holdfast_store::{Intent, Operation, SandboxRecord, Step, Store, StoreError};
 use holdfast_wire::vmm::{self, Exit, Reply, ToVmm};
@@ -20,11 +20,14 @@ use tokio::{
 
 use super::{
     BootPhases,
+    activity::Activity,
     control::Control,
     disk::Disks,
     guest::GuestLink,
     launch::{self, BootError, Booted, Lent, Machine, ms_since},
     limits::Traffic,
+    now_ms, policy,
+    snapshots::Snapshots,
     uid::Uids,
 };
 use crate::{
@@ -53,12 +56,16 @@ const SECOND_SIGN_PATIENCE: Duration = Duration::from_millis(500);
 /// asked again the next time.
 const COUNT_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How often a sandbox is looked at that could be suspended, were it not in use.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
 /// What every driver shares.
 pub(super) struct Node {
     pub(super) store: Arc<Store>,
     pub(super) images: Arc<Images>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) disks: Disks,
+    pub(super) snapshots: Snapshots,
     pub(super) uids: Uids,
     /// Launches under way.
     pub(super) launches: Semaphore,
@@ -73,11 +80,33 @@ pub(super) struct Node {
     pub(super) initramfs: PathBuf,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ask {
     Delete,
     /// The agent stops.
     Stop(Ending),
+    /// Heard while it is Running.
+    Suspend(StopReason),
+    /// Heard while it is Suspended.
+    Resume(Box<Launch>),
+}
+
+/// What a machine was parted from for.
+pub(super) enum Parted {
+    /// It ended, or is needed no more.
+    Ended,
+    /// An ask to end it, Delete or Stop.
+    Asked(Ask),
+}
+
+/// The next ask that ends whatever is under way. Others are of no use then.
+pub(super) async fn ending(inbox: &mut mpsc::Receiver<Ask>) -> Ask {
+    loop {
+        match inbox.recv().await {
+            Some(ask @ (Ask::Delete | Ask::Stop(_))) => return ask,
+            Some(Ask::Suspend(_) | Ask::Resume(_)) => {}
+            None => return Ask::Stop(Ending::Detach),
+        }
+    }
 }
 
 /// What a stop of the agent does to microVMs.
@@ -97,6 +126,28 @@ pub(super) struct Status {
     pub(super) gone: bool,
     /// `Some` while it is Running.
     pub(super) live: Option<Arc<Live>>,
+    /// Its VMM has ended, and what the node lent it is back.
+    pub(super) returned: bool,
+    pub(super) refusals: Refusals,
+}
+
+/// How often it was not suspended or not resumed, and why the last time.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Refusals {
+    pub(super) count: u64,
+    reason: String,
+}
+
+impl Refusals {
+    pub(super) fn add(&mut self, reason: String) {
+        self.count += 1;
+        self.reason = reason;
+    }
+
+    /// The last, unless there were no more than `count`.
+    pub(super) fn since(&self, count: u64) -> Option<&str> {
+        (self.count > count).then_some(&*self.reason)
+    }
 }
 
 /// How to reach a running microVM.
@@ -107,11 +158,29 @@ pub(super) struct Live {
     pub(super) vmm_pid: u32,
     pub(super) cgroup: PathBuf,
     pub(super) phases: BootPhases,
+    pub(super) activity: Arc<Activity>,
     /// What of the VMM's counters is in the metrics.
     pub(super) counted: Mutex<vmm::Stats>,
 }
 
 impl Live {
+    /// Whether nobody has used it for so long, and nothing was left to run in it.
+    async fn is_idle(&self, after: Duration) -> bool {
+        let unused = || self.activity.idle_for().is_some_and(|idle| idle >= after);
+        // In this order: what begins while the guest is asked counts too. A guest that does not
+        // answer is not taken for idle.
+        unused() && self.guest.info().await.is_ok_and(|info| info.execs == 0) && unused()
+    }
+
+    /// When it is worth looking again.
+    fn next_look(&self, after: Duration) -> Duration {
+        match self.activity.idle_for() {
+            Some(idle) if idle < after => after - idle,
+            // It is used, or could not be suspended.
+            _ => after.clamp(Duration::from_millis(100), LOOK_EVERY),
+        }
+    }
+
     /// Asks the VMM for its counters and adds what is new to the metrics.
     pub(super) async fn count(&self, metrics: &Metrics) {
         let Some(now) = stats(&self.control).await else { return };
@@ -148,10 +217,10 @@ pub(super) struct Launch {
 }
 
 pub(super) struct Driver {
-    node: Arc<Node>,
-    record: SandboxRecord,
-    inbox: mpsc::Receiver<Ask>,
-    status: watch::Sender<Status>,
+    pub(super) node: Arc<Node>,
+    pub(super) record: SandboxRecord,
+    pub(super) inbox: mpsc::Receiver<Ask>,
+    pub(super) status: watch::Sender<Status>,
 }
 
 impl Driver {
@@ -160,37 +229,67 @@ impl Driver {
         record: SandboxRecord,
         inbox: mpsc::Receiver<Ask>,
     ) -> (Self, watch::Receiver<Status>) {
-        let status = Status { state: record.state, gone: false, live: None };
+        let status = Status {
+            state: record.state,
+            gone: false,
+            live: None,
+            returned: true,
+            refusals: Refusals::default(),
+        };
         let (status, watched) = watch::channel(status);
         (Self { node, record, inbox, status }, watched)
     }
 
     /// Runs until the sandbox is gone or the agent stops.
     pub(super) async fn run(mut self, beginning: Beginning) {
-        let mut ask = match beginning {
+        let mut parted = match beginning {
             Beginning::Launch(launch) => self.live(*launch).await,
             Beginning::TakeOver(machine) => self.take_over(*machine).await,
-            Beginning::Wait => None,
+            Beginning::Wait => Parted::Ended,
         };
         loop {
-            match ask {
-                Some(Ask::Delete) if self.delete().await => return,
-                Some(Ask::Stop(_)) => return,
-                Some(Ask::Delete) | None => {}
-            }
-            let Some(next) = self.inbox.recv().await else { return };
-            ask = Some(next);
+            let ask = match parted {
+                Parted::Asked(ask) => ask,
+                Parted::Ended => match self.next_ask().await {
+                    Some(ask) => ask,
+                    None => return,
+                },
+            };
+            parted = match ask {
+                Ask::Delete if self.delete().await => return,
+                Ask::Stop(_) => return,
+                Ask::Resume(launch) if self.is_suspended() => self.resume(*launch).await,
+                // Too late, or tried again when it is asked again.
+                Ask::Delete | Ask::Suspend(_) | Ask::Resume(_) => Parted::Ended,
+            };
         }
     }
 
-    /// From launch to end. Gives the ask that ended it, if it was one.
-    async fn live(&mut self, launch: Launch) -> Option<Ask> {
+    /// The next ask, of a client or of the sandbox's own policy. `None`: nobody will ask any more.
+    async fn next_ask(&mut self) -> Option<Ask> {
+        let saved = self.record.saved.as_ref().filter(|_| self.is_suspended());
+        let delete_at = saved.and_then(|saved| policy::delete_at_ms(&self.record.spec, saved));
+        let Some(delete_at) = delete_at else { return self.inbox.recv().await };
+        let left = Duration::from_millis(delete_at.saturating_sub(now_ms()));
+        match timeout(left, self.inbox.recv()).await {
+            Ok(ask) => ask,
+            Err(_) => {
+                info!(id:% = self.record.id; "sandbox is deleted as its policy says");
+                Some(Ask::Delete)
+            }
+        }
+    }
+
+    /// From launch to end.
+    async fn live(&mut self, launch: Launch) -> Parted {
         let began = Instant::now();
         let node = Arc::clone(&self.node);
         let turn = tokio::select! {
             // The semaphore is never closed, and without a turn there is only less order.
             turn = node.launches.acquire() => turn.ok(),
-            ask = self.inbox.recv() => return Some(self.not_launched(ask).await),
+            ask = ending(&mut self.inbox) => {
+                return Parted::Asked(self.not_launched(ask).await);
+            }
         };
         let mut phases = BootPhases { turn_ms: ms_since(began), ..BootPhases::default() };
         let began = Instant::now();
@@ -202,7 +301,7 @@ impl Driver {
         let prepared = {
             let (node, record) = (Arc::clone(&self.node), self.record.clone());
             let image = Arc::clone(&image);
-            off_thread(move || Machine::prepare(&node, &record, &image, lent)).await
+            off_thread(move || Machine::prepare(&node, &record, &image, lent, None)).await
         };
         phases.prepare_ms = ms_since(began);
         let mut machine = match prepared {
@@ -210,24 +309,23 @@ impl Driver {
             Err(error) => {
                 node.metrics.boot_failed();
                 self.fail(error_chain(&error)).await;
-                return None;
+                return Parted::Ended;
             }
         };
-        let ask = match self.boot(&mut machine, &image, &mut phases).await {
+        let parted = match self.boot(&mut machine, &image, &mut phases).await {
             Booting::Booted(booted) => {
                 drop(turn);
                 self.serve(&mut machine, booted, phases).await
             }
-            Booting::Failed => None,
-            Booting::Asked(ask) => Some(ask),
+            Booting::Failed => Parted::Ended,
+            Booting::Asked(ask) => Parted::Asked(ask),
         };
-        self.part(machine, ask).await;
-        ask
+        self.part(machine, parted).await
     }
 
     /// From the machine of an earlier agent to its end.
-    async fn take_over(&mut self, mut machine: Machine) -> Option<Ask> {
-        let ask = match machine.connect().await {
+    async fn take_over(&mut self, mut machine: Machine) -> Parted {
+        let parted = match machine.connect().await {
             Ok(booted) => self.serve(&mut machine, booted, BootPhases::default()).await,
             Err(error) => {
                 // A VMM that is just ending does not answer either.
@@ -242,29 +340,32 @@ impl Driver {
                     }
                 };
                 self.lose(&machine, reason).await;
-                None
+                Parted::Ended
             }
         };
-        self.part(machine, ask).await;
-        ask
+        self.part(machine, parted).await
     }
 
     /// Gives the machine back, or leaves it to the next agent.
-    async fn part(&mut self, machine: Machine, ask: Option<Ask>) {
-        if ask == Some(Ask::Delete) {
+    pub(super) async fn part(&mut self, machine: Machine, parted: Parted) -> Parted {
+        let deleted = matches!(parted, Parted::Asked(Ask::Delete));
+        if deleted {
             // Durable before anything is taken apart: a crash from here on ends in its deletion.
             self.change(Event::Delete, None).await;
             fault::at(Point::DeleteAccepted);
         }
         self.status.send_modify(|status| status.live = None);
-        if ask == Some(Ask::Stop(Ending::Detach)) && self.record.state == State::Running {
+        let detached = matches!(parted, Parted::Asked(Ask::Stop(Ending::Detach)));
+        if detached && self.record.state == State::Running {
             machine.detach();
-            return;
+            return parted;
         }
         off_thread(move || drop(machine)).await;
-        if ask == Some(Ask::Delete) {
+        self.status.send_modify(|status| status.returned = true);
+        if deleted {
             fault::at(Point::DeleteKilled);
         }
+        parted
     }
 
     async fn boot(
@@ -276,7 +377,9 @@ impl Driver {
         let (node, record) = (Arc::clone(&self.node), self.record.clone());
         let booted = tokio::select! {
             booted = launch::boot(machine, &record, image, &node, phases) => booted,
-            ask = self.inbox.recv() => return Booting::Asked(self.not_launched(ask).await),
+            ask = ending(&mut self.inbox) => {
+                return Booting::Asked(self.not_launched(ask).await);
+            }
         };
         match booted {
             Ok(booted) => return Booting::Booted(booted),
@@ -295,21 +398,20 @@ impl Driver {
     }
 
     /// An ask came before the sandbox ran.
-    async fn not_launched(&mut self, ask: Option<Ask>) -> Ask {
-        let ask = ask.unwrap_or(Ask::Stop(Ending::Detach));
-        if ask == Ask::Stop(Ending::PowerOff) {
+    async fn not_launched(&mut self, ask: Ask) -> Ask {
+        if matches!(ask, Ask::Stop(Ending::PowerOff)) {
             self.fail("the node was shut down while the sandbox was being made").await;
         }
         ask
     }
 
     /// While it is Running.
-    async fn serve(
+    pub(super) async fn serve(
         &mut self,
         machine: &mut Machine,
         booted: Booted,
         phases: BootPhases,
-    ) -> Option<Ask> {
+    ) -> Parted {
         let Booted { control, mut events, guest } = booted;
         let node = Arc::clone(&self.node);
         let taken_over = self.record.state == State::Running;
@@ -325,12 +427,25 @@ impl Driver {
             vmm_pid: machine.vmm_pid(),
             cgroup: machine.cgroup_path().to_owned(),
             phases,
+            activity: Activity::new(),
             counted: Mutex::new(counted),
         });
         // In this order: whoever sees Running must find the way in.
-        self.status.send_modify(|status| status.live = Some(Arc::clone(&live)));
+        self.status.send_modify(|status| {
+            status.live = Some(Arc::clone(&live));
+            status.returned = false;
+        });
         if taken_over {
             info!(id:% = self.record.id, vmm_pid = machine.vmm_pid(); "sandbox taken over");
+        } else if self.record.state == State::Resuming {
+            self.change(Event::GuestReady, None).await;
+            fault::at(Point::ResumeRunning);
+            node.metrics.resumed();
+            info!(
+                id:% = self.record.id, vmm_pid = machine.vmm_pid(), prepare_ms = phases.prepare_ms,
+                spawn_ms = phases.spawn_ms, restore_ms = phases.boot_ms, tell_ms = phases.start_ms;
+                "sandbox resumed"
+            );
         } else {
             self.change(Event::GuestReady, None).await;
             fault::at(Point::CreateRunning);
@@ -342,28 +457,48 @@ impl Driver {
                 "sandbox runs"
             );
         }
+        let idle_after = policy::idle_after(&self.record.spec);
+        let mut look_at = Instant::now() + idle_after.unwrap_or_default();
         loop {
             tokio::select! {
+                () = tokio::time::sleep_until(look_at.into()), if idle_after.is_some() => {
+                    let after = idle_after.unwrap_or_default();
+                    if live.is_idle(after).await {
+                        live.count(&node.metrics).await;
+                        if self.suspend(machine, &live, StopReason::Idle).await {
+                            return Parted::Ended;
+                        }
+                    }
+                    look_at = Instant::now() + live.next_look(after);
+                }
                 ask = self.inbox.recv() => match ask {
                     Some(Ask::Delete) => {
                         live.count(&node.metrics).await;
                         node.metrics.ended(End::Deleted);
-                        return Some(Ask::Delete);
+                        return Parted::Asked(Ask::Delete);
                     }
                     Some(Ask::Stop(Ending::PowerOff)) => {
                         live.count(&node.metrics).await;
                         node.metrics.ended(End::AgentStopped);
                         self.power_off(machine, &guest).await;
-                        return Some(Ask::Stop(Ending::PowerOff));
+                        return Parted::Asked(Ask::Stop(Ending::PowerOff));
                     }
                     Some(Ask::Stop(Ending::Detach)) | None => {
-                        return Some(Ask::Stop(Ending::Detach));
+                        return Parted::Asked(Ask::Stop(Ending::Detach));
                     }
+                    Some(Ask::Suspend(reason)) => {
+                        live.count(&node.metrics).await;
+                        if self.suspend(machine, &live, reason).await {
+                            return Parted::Ended;
+                        }
+                    }
+                    // It runs.
+                    Some(Ask::Resume(_)) => {}
                 },
                 event = events.recv() => match event {
                     Some(vmm::Event::Exited(exit)) => {
                         self.bury(machine, Some(exit)).await;
-                        return None;
+                        return Parted::Ended;
                     }
                     Some(vmm::Event::DeviceStopped { device, reason }) => {
                         warn!(id:% = self.record.id, device:%, reason:%; "a device was stopped");
@@ -373,13 +508,13 @@ impl Driver {
                     None => {
                         let _ = timeout(SECOND_SIGN_PATIENCE, machine.ended()).await;
                         self.bury(machine, None).await;
-                        return None;
+                        return Parted::Ended;
                     }
                 },
                 _ = machine.ended() => {
                     let last_word = timeout(SECOND_SIGN_PATIENCE, last_word(&mut events)).await;
                     self.bury(machine, last_word.ok().flatten()).await;
-                    return None;
+                    return Parted::Ended;
                 }
             }
         }
@@ -418,7 +553,7 @@ impl Driver {
     }
 
     /// Makes a move, durable before anybody sees it.
-    async fn change(&mut self, event: Event, failure: Option<String>) {
+    pub(super) async fn change(&mut self, event: Event, failure: Option<String>) {
         let from = self.record.state;
         let to = match from.after(event) {
             Ok(to) if to == from => return,
@@ -469,7 +604,11 @@ impl Driver {
         let intent = Intent::new(&self.record.id, Operation::Delete);
         self.note(Intent { step: Step::Removing, ..intent }).await;
         let (node, id) = (Arc::clone(&self.node), self.record.id.clone());
+        let saved = self.record.saved.clone();
         let removed = off_thread(move || {
+            if let Some(saved) = saved {
+                node.snapshots.remove(&saved.snapshot).map_err(|error| error_chain(&error))?;
+            }
             node.disks.remove(&id).map_err(|error| error_chain(&error))?;
             fault::at(Point::DeleteDisk);
             let removed = node.store.remove_sandbox(&id).map_err(|error| error_chain(&error));
@@ -491,7 +630,7 @@ impl Driver {
 }
 
 /// How a boot came out.
-enum Booting {
+pub(super) enum Booting {
     Booted(Booted),
     Failed,
     Asked(Ask),

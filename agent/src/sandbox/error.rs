@@ -13,6 +13,8 @@ use holdfast_wire::{frame::FrameError, guest::Failure};
 pub enum StartError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("the snapshots of this node cannot be read")]
+    Snapshots(#[from] super::snapshots::SaveError),
     #[error(transparent)]
     Jail(#[from] JailError),
     #[error("cannot {action} {}", path.display())]
@@ -29,6 +31,9 @@ impl StartError {
         match self {
             Self::Store(error) => error.hint(),
             Self::Jail(error) => error.hint(),
+            Self::Snapshots(_) => {
+                "the snapshot-key in the state folder must be the one they were made with"
+            }
             Self::Folder { .. } => "holdfastd runs as root; see paths.state and paths.run",
         }
     }
@@ -114,6 +119,9 @@ pub enum ExecError {
     Refused(Failure),
     #[error(transparent)]
     Guest(#[from] GuestError),
+    /// It was suspended, and could not be woken.
+    #[error(transparent)]
+    Resume(#[from] Box<ResumeError>),
     /// What the caller was sending could not be read.
     #[error("the body could not be read")]
     Body(#[source] io::Error),
@@ -128,8 +136,89 @@ impl ExecError {
             Self::NotRunning { .. } => "get the sandbox: a Failed one says why",
             Self::Refused(_) => "the command, path and user are those of the sandbox's image",
             Self::Guest(error) => error.hint(),
+            Self::Resume(error) => error.hint(),
             Self::Body(_) => "send it again",
             Self::Store(error) => error.hint(),
+        }
+    }
+}
+
+/// Why a sandbox was not suspended. It runs on.
+#[derive(Debug, thiserror::Error)]
+pub enum SuspendError {
+    #[error("there is no sandbox {id}")]
+    NotFound { id: SandboxId },
+    #[error("sandbox {id} is {state:?}, not Running")]
+    NotRunning { id: SandboxId, state: State },
+    #[error("the VMM refused: {reason}")]
+    Refused { reason: String },
+    #[error(transparent)]
+    Control(#[from] super::control::ControlError),
+    #[error("guest memory cannot be read")]
+    Memory(#[source] io::Error),
+    #[error(transparent)]
+    Save(#[from] super::snapshots::SaveError),
+    #[error("a part of the microVM could not be made")]
+    Launch(#[from] LaunchError),
+    #[error("the system gives no random bytes: {0}")]
+    Random(String),
+    /// What its driver says.
+    #[error("sandbox {id}: {reason}")]
+    Failed { id: SandboxId, reason: String },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl SuspendError {
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "list what there is with `holdfast sandbox list`",
+            Self::NotRunning { .. } => "get the sandbox: a Failed one says why",
+            Self::Store(error) => error.hint(),
+            _ => "it runs on; see the node's log and the space of its data partition",
+        }
+    }
+}
+
+/// Why a sandbox was not resumed. Its snapshot is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum ResumeError {
+    #[error("there is no sandbox {id}")]
+    NotFound { id: SandboxId },
+    #[error("sandbox {id} is {state:?}, not Suspended")]
+    NotSuspended { id: SandboxId, state: State },
+    #[error("the files of image {digest} are not on this node")]
+    NoImage { digest: Digest },
+    #[error(transparent)]
+    Full(#[from] Full),
+    #[error("the agent is stopping")]
+    Stopping,
+    /// What its driver says.
+    #[error("sandbox {id}: {reason}")]
+    Failed { id: SandboxId, reason: String },
+    #[error("sandbox {id} is still {state:?} after {} s", waited.as_secs())]
+    Slow { id: SandboxId, state: State, waited: Duration },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot measure the free space of the state folder")]
+    Disk(#[source] io::Error),
+    #[error("the image store cannot be read")]
+    ImageStore(#[source] holdfast_rootfs::StoreError),
+}
+
+impl ResumeError {
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "list what there is with `holdfast sandbox list`",
+            Self::NotSuspended { .. } => "get the sandbox: a Failed one says why",
+            Self::NoImage { .. } => "make the disk image again",
+            Self::Full(full) => full.hint(),
+            Self::Stopping => "try again when the node is back",
+            Self::Slow { .. } => "ask again; the node's log says what it waits for",
+            Self::Store(error) => error.hint(),
+            Self::Failed { .. } | Self::Disk(_) | Self::ImageStore(_) => {
+                "its snapshot is as it was; see the node's log and its data partition"
+            }
         }
     }
 }
@@ -168,6 +257,8 @@ pub enum LaunchError {
     },
     #[error("preparing the jail failed")]
     Jail(#[from] JailError),
+    #[error("the state of the snapshot could not be handed over")]
+    State(#[source] io::Error),
     #[error("the VMM did not answer on its control socket")]
     Control(#[source] super::control::ControlError),
     #[error("the VMM refused to boot: {reason}")]

@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{ExecError, GuestError};
+use super::{ExecError, GuestError, activity::Busy};
 use crate::frames::{Frames, send};
 
 /// How long a guest may take to accept a connection, to begin an answer, and to take a piece of a
@@ -58,6 +58,17 @@ impl GuestLink {
         self.call(Call::Start(start)).await?.done().await
     }
 
+    /// Tells the guest, which has just gone on, what time it is. Gives how far its clock was behind,
+    /// in nanoseconds, as it says.
+    pub(super) async fn resumed(&self) -> Result<i64, ExecError> {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let unix_ns = since.map_or(0, |it| u64::try_from(it.as_nanos()).unwrap_or(u64::MAX));
+        match self.call(Call::Resumed { unix_ns }).await?.first().await? {
+            Output::Resumed { skew_ns } => Ok(skew_ns),
+            other => Err(unexpected(other, "Resumed")),
+        }
+    }
+
     /// Asks the guest to stop its workload and power off.
     pub(super) async fn power_off(&self, grace: Duration) -> Result<(), ExecError> {
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
@@ -84,7 +95,7 @@ impl GuestLink {
     pub(super) async fn read_file(&self, path: String) -> Result<FileReader, ExecError> {
         let mut exchange = self.call(Call::ReadFile { path }).await?;
         match exchange.first().await? {
-            Output::File { size, mode } => Ok(FileReader { size, mode, exchange }),
+            Output::File { size, mode } => Ok(FileReader { size, mode, exchange, busy: None }),
             other => Err(unexpected(other, "File")),
         }
     }
@@ -149,7 +160,7 @@ impl Exchange {
                 pid,
                 kept,
                 stdin_taken,
-                output: ExecOutput { frames: self.output, ended: false },
+                output: ExecOutput { frames: self.output, ended: false, busy: None },
                 input: ExecInput { input: self.input },
             }),
             other => Err(unexpected(other, "Started")),
@@ -199,6 +210,12 @@ impl ExecSession {
         self.stdin_taken
     }
 
+    /// Has the sandbox be in use until this session ends.
+    pub(super) fn using(mut self, busy: Busy) -> Self {
+        self.output.busy = Some(busy);
+        self
+    }
+
     /// Has a kept command forgotten. One that runs is killed first.
     pub async fn dismiss(mut self) {
         let dismissed = async {
@@ -233,6 +250,8 @@ pub struct ExecOutput {
     frames: Frames<ReadHalf<UnixStream>, Output>,
     /// The last word was said.
     ended: bool,
+    /// While it is open the sandbox is in use.
+    busy: Option<Busy>,
 }
 
 impl ExecOutput {
@@ -279,9 +298,16 @@ pub struct FileReader {
     pub size: u64,
     pub mode: u32,
     exchange: Exchange,
+    busy: Option<Busy>,
 }
 
 impl FileReader {
+    /// Has the sandbox be in use until the reader is dropped.
+    pub(super) fn using(mut self, busy: Busy) -> Self {
+        self.busy = Some(busy);
+        self
+    }
+
     /// The next bytes. `None`: that was all of it.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, ExecError> {
         match patiently(async { Ok(self.exchange.output.next().await?) }).await? {
@@ -346,5 +372,6 @@ fn name(output: &Output) -> &'static str {
         Output::Failed(_) => "Failed",
         Output::Gap { .. } => "Gap",
         Output::Taken { .. } => "Taken",
+        Output::Resumed { .. } => "Resumed",
     }
 }

@@ -11,9 +11,9 @@ use std::{
 use fs_err as fs;
 use holdfast_jail::{
     Adopted, Cgroup, Handover, Identity, JailError, ProcessLimits, RunFolder, VmmPlan, VmmProcess,
-    guest_memory, keep_cores_apart, tap_in_a_slot,
+    guest_memory, keep_cores_apart, sealed_bytes, tap_in_a_slot,
 };
-use holdfast_model::SandboxId;
+use holdfast_model::{MilliCpu, SandboxId};
 use holdfast_netpolicy::SANDBOX_RULESET;
 use holdfast_scheduler::Reservation;
 use holdfast_store::SandboxRecord;
@@ -36,6 +36,7 @@ use super::{
     driver::Node,
     guest::GuestLink,
     limits, settings,
+    snapshots::TakenUp,
     uid::UidLease,
 };
 use crate::{
@@ -136,10 +137,15 @@ impl Machine {
         record: &SandboxRecord,
         image: &Located,
         lent: Lent,
+        saved: Option<TakenUp>,
     ) -> Result<Self, LaunchError> {
         let Lent { uid, reservation } = lent;
         let resources = record.spec.resources;
-        let disk = node.disks.create(&record.id, resources.disk).map_err(LaunchError::Disk)?;
+        let disk = match &saved {
+            Some(saved) => node.disks.create_from(&record.id, &saved.disk),
+            None => node.disks.create(&record.id, resources.disk),
+        };
+        let disk = disk.map_err(LaunchError::Disk)?;
         fault::at(Point::CreateDisk);
         let limits = limits::at_boot(resources, reservation.demand().memory, &node.traffic);
         node.cgroups.prepare()?;
@@ -149,14 +155,23 @@ impl Machine {
         fault::at(Point::CreateRunFolder);
 
         let mut handover = Handover::default();
-        let memory = guest_memory(resources.memory)?;
+        let mut state_fd = None;
+        let memory_private = saved.is_some();
+        let memory = match saved {
+            Some(TakenUp { memory, state, .. }) => {
+                let state = sealed_bytes(&state).map_err(LaunchError::State)?;
+                state_fd = Some(handover.give(state)?);
+                memory.into_parts().0.into()
+            }
+            None => guest_memory(resources.memory)?,
+        };
         let tap = tap_in_a_slot(SANDBOX_RULESET)?;
         let config = Config {
             version: WIRE_VERSION,
             vcpus: resources.vcpus(),
             memory_mib: resources.memory.0,
             memory_fd: handover.give(memory)?,
-            memory_private: false,
+            memory_private,
             kvm_fd: handover.give(open_device("/dev/kvm")?)?,
             kernel_fd: handover.give(open("the guest's kernel", &node.kernel)?)?,
             initramfs_fd: handover.give(open("the guest's initramfs", &node.initramfs)?)?,
@@ -188,7 +203,7 @@ impl Machine {
             }],
             balloon: true,
             cpu: CpuTemplate::Host,
-            state_fd: None,
+            state_fd,
         };
         let frame = frame::encode(&config)
             .map_err(|error| LaunchError::Image { reason: error.to_string() })?;
@@ -348,6 +363,41 @@ pub(super) async fn boot(
     machine.cgroup.limit_cpu(record.spec.resources.cpu)?;
     phases.start_ms = ms_since(starting);
     fault::at(Point::CreateStarted);
+    Ok(Booted { control, events, guest })
+}
+
+/// Has the machine go on from the state it was given. May be cancelled: the machine is the caller's.
+pub(super) async fn restore(
+    machine: &Machine,
+    cpu: MilliCpu,
+    phases: &mut BootPhases,
+) -> Result<Booted, BootError> {
+    let began = Instant::now();
+    let (control, events, _) =
+        until_end(machine, control::connect(&machine.run.path().join("control.sock"))).await??;
+    phases.spawn_ms = ms_since(began);
+
+    let restoring = Instant::now();
+    for request in [ToVmm::Restore, ToVmm::RenewGeneration, ToVmm::Resume] {
+        until_end(machine, control.demand(request))
+            .await??
+            .map_err(|reason| LaunchError::Refused { reason })?;
+    }
+    phases.boot_ms = ms_since(restoring);
+
+    let telling = Instant::now();
+    let guest = GuestLink::new(machine.vsock_path());
+    let skew_ns = match until_end(machine, guest.resumed()).await? {
+        Ok(skew_ns) => skew_ns,
+        Err(ExecError::Refused(failure)) => {
+            return Err(LaunchError::Start { message: failure.message }.into());
+        }
+        Err(ExecError::Guest(error)) => return Err(LaunchError::Guest(error).into()),
+        Err(other) => return Err(LaunchError::Start { message: other.to_string() }.into()),
+    };
+    machine.cgroup.limit_cpu(cpu)?;
+    phases.start_ms = ms_since(telling);
+    log::info!(skew_ms = skew_ns / 1_000_000; "a guest's clock was set after its resume");
     Ok(Booted { control, events, guest })
 }
 

@@ -1,5 +1,6 @@
 //! Sandboxes of this node: the registry that knows them, and for each a driver that owns it.
 
+mod activity;
 mod control;
 mod disk;
 mod driver;
@@ -9,13 +10,20 @@ mod guest;
 mod guest_tests;
 mod launch;
 mod limits;
+mod memory;
+mod policy;
 mod recover;
 mod registry;
 mod settings;
+mod snapshots;
+mod suspend;
 mod uid;
 
 pub use driver::Ending;
-pub use error::{CreateError, DeleteError, ExecError, GuestError, LaunchError, StartError};
+pub use error::{
+    CreateError, DeleteError, ExecError, GuestError, LaunchError, ResumeError, StartError,
+    SuspendError,
+};
 pub use guest::{ExecInput, ExecOutput, ExecSession, FileReader};
 pub use launch::BootPhases;
 pub use limits::DiskBound;

@@ -44,7 +44,12 @@ pub(super) fn recover(
     let mut recovered = Vec::with_capacity(records.len());
     let mut running = HashSet::new();
     // First all that runs: what is made anew must not get in its way.
-    for record in records {
+    for mut record in records {
+        // Its snapshot was not committed: if its microVM is there, it goes on.
+        if record.state == State::Stopping {
+            record.state = record.state.after(Event::NotSaved).unwrap_or(record.state);
+            node.store.put_sandbox(&record)?;
+        }
         if record.state == State::Running {
             let found = take_over(node, scheduler, record)?;
             if let Recovered::Running(record, _) = &found {
@@ -70,6 +75,9 @@ pub(super) fn recover(
         path: node.disks.folder_of_all().to_owned(),
         source,
     })?;
+    let saved = recovered.iter().filter_map(|found| found.record().saved.as_ref());
+    let saved: HashSet<&str> = saved.map(|saved| saved.snapshot.as_str()).collect();
+    node.snapshots.sweep(|id| saved.contains(id))?;
     Ok(recovered)
 }
 
@@ -91,6 +99,7 @@ fn take_over(
         let uid = node.uids.take(record.uid?)?;
         Some(Lent { uid, reservation: scheduler.take_again(limits::demand(record.spec.resources)) })
     };
+    let mut node_restarted = false;
     let (adoption, reason) = match Machine::adopt(node, &record.id, lent) {
         Ok(Found::Running(machine)) => {
             node.metrics.adopted(Adoption::Running);
@@ -101,6 +110,7 @@ fn take_over(
             (Adoption::Ended, format!("while the agent was away {how}"))
         }
         Ok(Found::Nothing) => {
+            node_restarted = true;
             (Adoption::Ended, "the node was restarted, and the microVM with it".to_owned())
         }
         Err(error) => {
@@ -110,8 +120,12 @@ fn take_over(
     };
     node.metrics.adopted(adoption);
     warn!(id:% = record.id, reason:%; "sandbox lost");
-    record.state = record.state.after(Event::Lost).unwrap_or(State::Failed);
+    // What it did since its last suspend is lost with the node, and no more than that.
+    let event =
+        if node_restarted && record.saved.is_some() { Event::FellBack } else { Event::Lost };
+    record.state = record.state.after(event).unwrap_or(State::Failed);
     record.failure = Some(reason);
+    record.uid = None;
     node.store.put_sandbox(&record)?;
     Ok(Recovered::Waiting(record))
 }
@@ -176,6 +190,15 @@ fn go_on(node: &Node, mut record: SandboxRecord) -> Result<Option<Recovered>, St
             info!(id:% = record.id; "deletion finished");
             Ok(None)
         }
-        State::Failed | State::Running => Ok(Some(Recovered::Waiting(record))),
+        State::Resuming => {
+            // What ran of it is gone; its snapshot is as it was.
+            record.state = record.state.after(Event::NotResumed).unwrap_or(State::Suspended);
+            record.uid = None;
+            node.store.put_sandbox(&record)?;
+            Ok(Some(Recovered::Waiting(record)))
+        }
+        State::Failed | State::Running | State::Stopping | State::Suspended => {
+            Ok(Some(Recovered::Waiting(record)))
+        }
     }
 }

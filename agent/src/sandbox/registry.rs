@@ -11,7 +11,8 @@ use std::{
 use futures_util::{StreamExt, stream};
 use holdfast_jail::{BlockDevice, CgroupTree, JailError, Jailer, Usage, cgroup_usage};
 use holdfast_model::{
-    Event, GroupKey, Mib, SandboxId, SandboxSpec, State, id::ID_BYTES, sandbox::ImageSource,
+    Event, GroupKey, Mib, SandboxId, SandboxSpec, State, StopReason, id::ID_BYTES,
+    sandbox::ImageSource,
 };
 use holdfast_scheduler::{Capacity, Factors, Refusals, Scheduler};
 use holdfast_store::{DiskImageState, Intent, Operation, Put, SandboxRecord, Store, StoreError};
@@ -28,13 +29,15 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use super::{
-    BootPhases, CreateError, DeleteError, ExecError, ExecSession, FileReader, StartError,
+    BootPhases, CreateError, DeleteError, ExecError, ExecSession, FileReader, ResumeError,
+    StartError, SuspendError,
     disk::Disks,
     driver::{Ask, Beginning, Driver, Ending, INBOX_MAX, Launch, Live, Node, Status},
     launch::launches_max,
     limits::{self, DiskBound, Traffic},
     now_ms,
     recover::{self, Recovered},
+    snapshots::Snapshots,
     uid::Uids,
 };
 use crate::{
@@ -51,6 +54,12 @@ const CREATE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a delete waits until nothing is left.
 const DELETE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a suspend is waited for. It goes on after that.
+const SUSPEND_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a resume is waited for, by whoever asked or needs the sandbox.
+const RESUME_PATIENCE: Duration = Duration::from_secs(60);
 
 /// VMMs that are asked for their counters at once.
 const COUNTED_AT_ONCE: usize = 16;
@@ -109,11 +118,14 @@ impl Registry {
             // Not the end: the API, images and records work. A create says the same again.
             warn!(error:% = error_chain(&error), hint = error.hint(); "no sandbox can run");
         }
+        let (state, store) = (paths.state.clone(), Arc::clone(&parts.store));
+        let snapshots = off_thread(move || Snapshots::open(&state, store)).await?;
         let node = Arc::new(Node {
             store: parts.store,
             images: parts.images,
             metrics: parts.metrics,
             disks: Disks::new(&paths.state),
+            snapshots,
             uids: Uids::default(),
             launches: Semaphore::new(launches_max()),
             traffic: Traffic::new(&parts.config.limits, bounded_disk(parts.config, &cgroups)),
@@ -226,6 +238,7 @@ impl Registry {
             created_at_ms: now_ms(),
             request_id,
             uid: None,
+            saved: None,
         };
         if let Some(known) = self.made_before(&record)? {
             return self.watch(&known).ok_or(CreateError::Gone { id: known });
@@ -312,6 +325,101 @@ impl Registry {
         }
     }
 
+    /// Suspends the sandbox, and answers when it is Suspended, or after a while when it is not yet.
+    /// One that is Suspended already is left so.
+    pub async fn suspend(&self, id: &SandboxId) -> Result<(), SuspendError> {
+        let mut handle =
+            self.handle(id).ok_or_else(|| SuspendError::NotFound { id: id.clone() })?;
+        match handle.status.borrow().state {
+            State::Running | State::Stopping => {}
+            State::Suspended => return Ok(()),
+            state => return Err(SuspendError::NotRunning { id: id.clone(), state }),
+        }
+        let before = handle.status.borrow_and_update().refusals.count;
+        // A full inbox holds asks that end it.
+        let _ = handle.inbox.try_send(Ask::Suspend(StopReason::Asked));
+        let patience = timeout(SUSPEND_PATIENCE, async {
+            while handle.status.changed().await.is_ok() {
+                let status = handle.status.borrow_and_update();
+                match (status.state, status.refusals.since(before)) {
+                    (State::Running, Some(reason)) => return Some(reason.to_owned()),
+                    (State::Stopping | State::Running, _) => {}
+                    (State::Suspended, _) if !status.returned => {}
+                    _ => return None,
+                }
+            }
+            None
+        });
+        match patience.await {
+            Ok(Some(reason)) => Err(SuspendError::Failed { id: id.clone(), reason }),
+            Ok(None) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Has a suspended sandbox go on, and answers when it runs.
+    pub async fn resume(&self, id: &SandboxId) -> Result<(), ResumeError> {
+        let mut handle = self.handle(id).ok_or_else(|| ResumeError::NotFound { id: id.clone() })?;
+        let slow = |state| ResumeError::Slow { id: id.clone(), state, waited: RESUME_PATIENCE };
+        // One that is just being suspended is waited for.
+        let settled = |status: &Status| status.gone || status.state != State::Stopping;
+        let before = handle.status.borrow().refusals.count;
+        let state = match timeout(RESUME_PATIENCE, handle.status.wait_for(settled)).await {
+            Ok(Ok(status)) => status.state,
+            Ok(Err(_)) => return Err(ResumeError::NotFound { id: id.clone() }),
+            Err(_) => return Err(slow(State::Stopping)),
+        };
+        match state {
+            // Another call is at it: its outcome is this one's.
+            State::Resuming => {}
+            State::Suspended => {
+                let launch = self.launch_again(id).await?;
+                let _ = handle.inbox.try_send(Ask::Resume(Box::new(launch)));
+            }
+            state => return Err(ResumeError::NotSuspended { id: id.clone(), state }),
+        }
+        let outcome = timeout(RESUME_PATIENCE, async {
+            loop {
+                {
+                    let status = handle.status.borrow_and_update();
+                    match (status.state, status.refusals.since(before)) {
+                        (State::Running, _) if status.live.is_some() => return Ok(()),
+                        (State::Suspended, Some(reason)) => {
+                            let (id, reason) = (id.clone(), reason.to_owned());
+                            return Err(ResumeError::Failed { id, reason });
+                        }
+                        (State::Deleting | State::Failed, _) => {
+                            let (id, state) = (id.clone(), status.state);
+                            return Err(ResumeError::NotSuspended { id, state });
+                        }
+                        _ => {}
+                    }
+                }
+                if handle.status.changed().await.is_err() {
+                    return Err(ResumeError::NotFound { id: id.clone() });
+                }
+            }
+        });
+        match outcome.await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(slow(State::Resuming)),
+        }
+    }
+
+    /// What a suspended sandbox needs again.
+    async fn launch_again(&self, id: &SandboxId) -> Result<Launch, ResumeError> {
+        if self.table().stopping {
+            return Err(ResumeError::Stopping);
+        }
+        let record = self.node.store.sandbox(id)?;
+        let record = record.ok_or_else(|| ResumeError::NotFound { id: id.clone() })?;
+        let image = self.node.images.locate(record.image).await;
+        let image = image.map_err(ResumeError::ImageStore)?;
+        let image = image.ok_or(ResumeError::NoImage { digest: record.image })?;
+        let free = free_disk(&self.state_folder).map_err(ResumeError::Disk)?;
+        let reservation = self.scheduler.admit(limits::demand(record.spec.resources), free)?;
+        Ok(Launch { image, reservation, intent: Intent::new(id, Operation::Create) })
+    }
+
     pub fn get(&self, id: &SandboxId) -> Result<Option<SandboxRecord>, StoreError> {
         self.node.store.sandbox(id)
     }
@@ -323,10 +431,11 @@ impl Registry {
 
     /// Starts a command. Dropping the session kills it, if it is not kept.
     pub async fn exec(&self, id: &SandboxId, exec: Exec) -> Result<ExecSession, ExecError> {
-        let live = self.live(id)?;
+        let live = self.awake(id).await?;
+        let busy = live.activity.begin();
         let session = live.guest.exec(exec).await;
         self.node.metrics.exec(session.is_ok());
-        session
+        session.map(|session| session.using(busy))
     }
 
     /// Goes on with a kept command, from byte `from` of its output on.
@@ -336,11 +445,15 @@ impl Registry {
         key: ExecKey,
         from: u64,
     ) -> Result<ExecSession, ExecError> {
-        self.live(id)?.guest.attach(key, from).await
+        let live = self.awake(id).await?;
+        let busy = live.activity.begin();
+        live.guest.attach(key, from).await.map(|session| session.using(busy))
     }
 
     pub async fn read_file(&self, id: &SandboxId, path: String) -> Result<FileReader, ExecError> {
-        self.live(id)?.guest.read_file(path).await
+        let live = self.awake(id).await?;
+        let busy = live.activity.begin();
+        live.guest.read_file(path).await.map(|file| file.using(busy))
     }
 
     /// Writes a file: whole or not at all.
@@ -352,7 +465,9 @@ impl Registry {
         create_dirs: bool,
         body: impl AsyncRead + Unpin + Send,
     ) -> Result<(), ExecError> {
-        self.live(id)?.guest.write_file(path, mode, create_dirs, body).await
+        let live = self.awake(id).await?;
+        let _busy = live.activity.begin();
+        live.guest.write_file(path, mode, create_dirs, body).await
     }
 
     pub async fn details(&self, id: &SandboxId) -> Result<RuntimeDetails, ExecError> {
@@ -443,6 +558,23 @@ impl Registry {
         }
         self.drivers.close();
         self.drivers.wait().await;
+    }
+
+    /// The way into a sandbox that runs, or that is woken for this.
+    async fn awake(&self, id: &SandboxId) -> Result<Arc<Live>, ExecError> {
+        match self.live(id) {
+            Err(ExecError::NotRunning {
+                state: State::Suspended | State::Stopping | State::Resuming,
+                ..
+            }) => match self.resume(id).await {
+                // It was not suspended after all, or somebody else woke it.
+                Ok(()) | Err(ResumeError::NotSuspended { state: State::Running, .. }) => {
+                    self.live(id)
+                }
+                Err(error) => Err(Box::new(error).into()),
+            },
+            live => live,
+        }
     }
 
     fn live(&self, id: &SandboxId) -> Result<Arc<Live>, ExecError> {

@@ -115,6 +115,7 @@ mod tests {
             created_at_ms: 0,
             request_id: None,
             uid: None,
+            saved: None,
         }
     }
 

@@ -15,5 +15,7 @@ mod table;
 pub use error::StoreError;
 pub use journal::{Intent, Operation, Step};
 pub use operation::{Answer, Begun, OPERATION_AGE_MS_MAX, OPERATIONS_MAX};
-pub use record::{DiskImageRecord, DiskImageState, GroupRecord, SandboxRecord};
+pub use record::{
+    DiskImageRecord, DiskImageState, GroupRecord, GroupSecretRecord, SandboxRecord, Saved,
+};
 pub use store::{Put, SCHEMA_VERSION, Store};

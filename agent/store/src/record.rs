@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_model::{Digest, DiskImageId, GroupKey, SandboxId, SandboxSpec, State};
+use holdfast_model::{
+    Digest, DiskImageId, GroupKey, SandboxId, SandboxSpec, SnapshotId, State, StopReason,
+};
 use serde::{Deserialize, Serialize};
 
 /// One sandbox, from the moment its creation was accepted until it is gone.
@@ -23,6 +25,25 @@ pub struct SandboxRecord {
     /// User id of its VMM, from the moment one is about to be started.
     #[serde(default)]
     pub uid: Option<u32>,
+    /// Its last committed state, from its first suspend on. While it runs, the one to fall back to.
+    #[serde(default)]
+    pub saved: Option<Saved>,
+}
+
+/// A suspend that was committed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    pub snapshot: SnapshotId,
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    pub reason: StopReason,
+}
+
+/// The key of a group's snapshots, wrapped with the node's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupSecretRecord {
+    pub group: GroupKey,
+    pub wrapped: Vec<u8>,
 }
 
 /// Where a disk image is in its life.

@@ -9,7 +9,8 @@ use holdfast_model::{DiskImageId, GroupKey, SandboxId};
 use redb::{Database, ReadableDatabase, TableDefinition, WriteTransaction};
 
 use crate::{
-    Answer, Begun, DiskImageRecord, GroupRecord, Intent, Operation, SandboxRecord, StoreError,
+    Answer, Begun, DiskImageRecord, GroupRecord, GroupSecretRecord, Intent, Operation,
+    SandboxRecord, StoreError,
     operation::{AnswerRecord, OperationRecord, to_forget},
     table::{self, Record},
 };
@@ -41,6 +42,14 @@ impl Record for GroupRecord {
 
     fn key(&self) -> String {
         self.key.to_string()
+    }
+}
+
+impl Record for GroupSecretRecord {
+    const TABLE: &'static str = "group_secrets";
+
+    fn key(&self) -> String {
+        self.group.to_string()
     }
 }
 
@@ -296,7 +305,27 @@ impl Store {
 
     /// Whether there was one.
     pub fn remove_group(&self, key: &GroupKey) -> Result<bool, StoreError> {
-        self.remove::<GroupRecord>(&key.to_string())
+        let key = key.to_string();
+        self.write("remove a group", |txn| {
+            table::remove::<GroupSecretRecord>(txn, &key)?;
+            table::remove::<GroupRecord>(txn, &key)
+        })
+    }
+
+    /// The wrapped key of the group's snapshots. If it has none yet, `fresh` is it from now on.
+    pub fn group_secret(&self, group: &GroupKey, fresh: Vec<u8>) -> Result<Vec<u8>, StoreError> {
+        let record = GroupSecretRecord { group: group.clone(), wrapped: fresh };
+        let same = |known: &GroupSecretRecord| known.group == *group;
+        Ok(match self.put_once(&record, same, |_| Ok(()))? {
+            Put::New => record.wrapped,
+            Put::Existing(known) => known.wrapped,
+        })
+    }
+
+    /// The same, if there is one.
+    pub fn known_group_secret(&self, group: &GroupKey) -> Result<Option<Vec<u8>>, StoreError> {
+        let known = self.get::<GroupSecretRecord>(&group.to_string())?;
+        Ok(known.map(|known| known.wrapped))
     }
 }
 

@@ -39,6 +39,7 @@ fn record(number: u64) -> SandboxRecord {
         created_at_ms: number,
         request_id: None,
         uid: None,
+        saved: None,
     }
 }
 

@@ -46,6 +46,7 @@ fn sandbox(byte: u8, group_name: &str, request_id: Option<&str>) -> SandboxRecor
         created_at_ms: 7,
         request_id: request_id.map(str::to_owned),
         uid: None,
+        saved: None,
     }
 }
 

@@ -40,6 +40,7 @@ fn put_sandboxes(config: &mut Config) {
             created_at_ms: 1_767_323_045_000,
             request_id: None,
             uid: None,
+            saved: None,
         };
         store.put_sandbox(&record).unwrap();
     }

@@ -108,6 +108,10 @@ impl Node {
         self.config.paths.cgroups.join(id.as_str())
     }
 
+    pub(crate) fn state(&self) -> &Path {
+        &self.config.paths.state
+    }
+
     /// What there is of a sandbox on the host.
     pub(crate) fn traces(&self, id: &SandboxId) -> Vec<String> {
         let paths = &self.config.paths;
@@ -148,9 +152,9 @@ pub(crate) fn config_in(folder: &Path) -> Config {
 }
 
 /// Names of busybox in the image.
-const NAMES: [&str; 17] = [
-    "sh", "cat", "dd", "echo", "head", "hostname", "ifconfig", "mknod", "ping", "rm", "sleep",
-    "stat", "sync", "tail", "true", "wc", "yes",
+const NAMES: [&str; 18] = [
+    "sh", "cat", "date", "dd", "echo", "head", "hostname", "ifconfig", "mknod", "ping", "rm",
+    "sleep", "stat", "sync", "tail", "true", "wc", "yes",
 ];
 
 /// Makes a store with one public image: busybox and its names.

@@ -46,6 +46,9 @@ pub enum Call {
     /// [`Call::Exec`], from byte `from` of its output on. What the guest no longer has of that is
     /// told by [`Output::Gap`]. Input goes on behind the bytes that `Started` says were taken.
     Attach { key: ExecKey, from: u64 },
+    /// The first call after a restore: the time is now this, in nanoseconds since 1970. Answered by
+    /// [`Output::Resumed`].
+    Resumed { unix_ns: u64 },
 }
 
 /// Name of a kept exec, given by the host: nobody else can guess it.
@@ -178,6 +181,10 @@ pub enum Output {
     Taken {
         stdin: u64,
     },
+    /// How far the clock was set forward, in nanoseconds.
+    Resumed {
+        skew_ns: i64,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,6 +208,8 @@ pub struct Info {
     pub disk_available_bytes: u64,
     /// The entrypoint's state: `None` if none was started or it runs still.
     pub entrypoint_exited: Option<Exited>,
+    /// Kept execs that run.
+    pub execs: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

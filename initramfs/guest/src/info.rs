@@ -10,7 +10,12 @@ use holdfast_wire::{
 use crate::limits::Memory;
 
 /// `disk` is any path on the sandbox's disk. What cannot be learned is zero.
-pub(crate) fn info(disk: &Path, ready_ns: u64, entrypoint_exited: Option<Exited>) -> Info {
+pub(crate) fn info(
+    disk: &Path,
+    ready_ns: u64,
+    entrypoint_exited: Option<Exited>,
+    execs: u32,
+) -> Info {
     let memory = Memory::read();
     let mut info = Info {
         version: WIRE_VERSION,
@@ -19,6 +24,7 @@ pub(crate) fn info(disk: &Path, ready_ns: u64, entrypoint_exited: Option<Exited>
         memory_total_bytes: memory.total,
         memory_available_bytes: memory.available,
         entrypoint_exited,
+        execs,
         ..Info::default()
     };
     if let Ok(disk) = rustix::fs::statvfs(disk) {

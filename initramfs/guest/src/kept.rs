@@ -93,6 +93,12 @@ impl Keeper {
         Ok(Some(Seat { key: keep.key, kept, keeper: Arc::clone(self), alone_max }))
     }
 
+    /// How many of them run.
+    pub(crate) fn running(&self) -> u32 {
+        let running = self.table().values().filter(|kept| kept.door().ended.is_none()).count();
+        u32::try_from(running).unwrap_or(u32::MAX)
+    }
+
     pub(crate) fn find(&self, key: ExecKey) -> Result<Arc<Kept>, Failure> {
         let found = self.table().get(&key).map(Arc::clone);
         found.ok_or_else(|| unknown(key))
@@ -210,6 +216,7 @@ mod tests {
         let now = Instant::now();
         seats[2].has_ended(now);
         seats[1].has_ended(now + Duration::from_secs(1));
+        assert_eq!(keeper.running(), 1);
         let _new = keeper.seat(&keep(9)).unwrap().unwrap();
         let known: Vec<_> = (0..3).map(|n| keeper.find(keep(n).key).is_ok()).collect();
         assert_eq!(known, [true, true, false]);

@@ -25,6 +25,7 @@ mod process;
 mod processes;
 mod program;
 mod replay;
+mod resumed;
 mod root;
 pub mod rpc;
 mod signals;

@@ -27,7 +27,7 @@ use crate::{
     guest::Guest,
     info,
     link::Link,
-    processes,
+    processes, resumed,
 };
 
 /// Connections served at once. Each may hold some hundred KiB, which must fit PID 1's reserve.
@@ -155,7 +155,9 @@ fn carry_out(call: Call, connection: &mut Connection, guest: &Guest) -> Result<(
     match call {
         Call::Info => {
             let exited = guest.entrypoint_exited();
-            say(connection, &Output::Info(info::info(&guest.site.root, guest.ready_ns, exited)));
+            let execs = guest.keeper.running();
+            let info = info::info(&guest.site.root, guest.ready_ns, exited, execs);
+            say(connection, &Output::Info(info));
             Ok(())
         }
         Call::Start(start) => done(connection, guest.start(&start)),
@@ -180,6 +182,10 @@ fn carry_out(call: Call, connection: &mut Connection, guest: &Guest) -> Result<(
                 say(connection, &Output::Data(piece.to_vec()));
             }
             done_if(true, connection)
+        }
+        Call::Resumed { unix_ns } => {
+            say(connection, &Output::Resumed { skew_ns: resumed::set_clock(unix_ns)? });
+            Ok(())
         }
         Call::PowerOff { grace_ms } => {
             let grace = Duration::from_millis(u64::from(grace_ms));

@@ -145,7 +145,12 @@ fn the_answer_has_the_form_the_sdk_reads() {
     let id = "bbbbbbbbbbbbbbbbbbbb".parse().unwrap();
     let time = "2026-01-02T03:04:05Z".to_owned();
     let group = GroupKey::local_default();
-    let sandbox = Sandbox::new(&id, &group, &spec, State::Failed, Some("the VMM ended"), time);
+    let condition = Condition {
+        state: State::Failed,
+        failure: Some("the VMM ended".to_owned()),
+        stopped: Some((StopReason::Asked, time.clone())),
+    };
+    let sandbox = Sandbox::new(&id, &group, &spec, condition, time);
     let golden = include_str!("golden.json");
     assert_eq!(serde_json::to_string_pretty(&sandbox).unwrap(), golden.trim_end());
     assert_eq!(serde_json::from_str::<Sandbox>(golden).unwrap(), sandbox);
