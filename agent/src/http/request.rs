@@ -126,7 +126,7 @@ async fn of_group<I: FromStr, T>(
     let found = name.parse().map_or(Ok(None), |id| get(&id))?;
     found.filter(|(owner, _)| *owner == group).map(|(_, it)| it).ok_or_else(|| {
         let message = format!("there is no {kind} {} in group {group}", shortened(name));
-        Problem::new(code, message, format!("list the group's {kind}s: it may be in another"))
+        Problem::new(code, message, format!("list each {kind} of the group: it may be in another"))
     })
 }
 

@@ -183,7 +183,17 @@ async fn the_doctor_names_every_check_and_a_remedy_for_each_that_is_not_well() {
     let names: Vec<&str> = checks.iter().map(|check| check.name.as_str()).collect();
     assert_eq!(
         names,
-        ["kvm", "core dumps", "ksm", "mitigations", "smt", "swap", "cgroups", "disk traffic"]
+        [
+            "kvm",
+            "landlock",
+            "core dumps",
+            "ksm",
+            "mitigations",
+            "smt",
+            "swap",
+            "cgroups",
+            "disk traffic"
+        ]
     );
     for check in &checks {
         assert_eq!(check.remedy.is_none(), check.verdict == Verdict::Ok, "{check:?}");

@@ -223,6 +223,18 @@ impl Agent {
         tokio::time::timeout(LONG, running).await.expect("the sandbox runs");
     }
 
+    /// The sandbox's state, by the API.
+    pub(crate) async fn state(&self, id: &str) -> String {
+        let sandbox = self.get(&self.sandbox(id)).await.json();
+        sandbox["state"].as_str().unwrap().to_owned()
+    }
+
+    /// Has the sandbox stop or resume.
+    pub(crate) async fn order(&self, id: &str, what: &str) -> Answer {
+        let path = format!("{}/{what}", self.sandbox(id));
+        self.call(Method::POST, &path, None, what).await
+    }
+
     pub(crate) async fn execute(&self, id: &str, command: &str, name: &str) -> Answer {
         let path = path::execute_shell_command(&group(), id);
         self.call(Method::POST, &path, Some(json!({"command": command})), name).await

@@ -1,4 +1,5 @@
-//! An agent that is killed at every step of create, exec and delete, and its successors: no sandbox
+//! An agent that is killed at every step of create, suspend, resume, exec and delete, and its
+//! successors: no sandbox
 //! is lost, none is there twice, nothing is left behind, and commands that run go on under the
 //! clients that watch them.
 //!
@@ -21,7 +22,7 @@ use stream::{Counter, Echo};
 use world::World;
 
 /// Kills when nobody says how many.
-const KILLS_DEFAULT: usize = 18;
+const KILLS_DEFAULT: usize = 40;
 
 /// The points of one operation, in the order in which it comes to them.
 fn points(operation: &str) -> Vec<Point> {
@@ -54,7 +55,39 @@ impl Soak {
         let pid = details["vmm"]["pid"].as_u64();
         assert_eq!(pid, Some(self.vmm_pid), "the resident was not taken over: {details}");
         let expected: Vec<&str> = [self.resident.as_str()].iter().chain(others).copied().collect();
-        World::settled(&agent, &self.place, &expected).await;
+        World::settled(&agent, &self.place, &expected, &[], 0).await;
+        agent
+    }
+
+    /// A suspend whose agent dies at `point`: its successor finds the sandbox as it was or
+    /// Suspended, and in the end has it Suspended.
+    async fn suspend(&mut self, agent: Agent, id: &str, point: Point, next: Point) -> Agent {
+        agent.look(id, "echo kept > /tmp/marker").await;
+        let _ = agent.order(id, "stop").await;
+        agent.dies().await;
+        self.count(point);
+        let agent = Agent::start(&self.place, Some(next)).await;
+        let state = agent.state(id).await;
+        let expected = if point == Point::SuspendCommitted { "Suspended" } else { "Running" };
+        assert_eq!(state, expected, "after a kill at {}", point.name());
+        if state == "Running" {
+            assert_eq!(agent.look(id, "cat /tmp/marker").await, "kept\n");
+            assert_eq!(agent.order(id, "stop").await.status, 204);
+        }
+        World::settled(&agent, &self.place, &[&self.resident], &[id], 1).await;
+        agent
+    }
+
+    /// A call that wakes the sandbox, whose agent dies at `point`.
+    async fn resume(&mut self, agent: Agent, id: &str, point: Point, next: Point) -> Agent {
+        let _ = agent.execute(id, "true", &format!("resume-{}", self.total())).await;
+        agent.dies().await;
+        self.count(point);
+        let agent = Agent::start(&self.place, Some(next)).await;
+        let expected = if point == Point::ResumeRunning { "Running" } else { "Suspended" };
+        assert_eq!(agent.state(id).await, expected, "after a kill at {}", point.name());
+        assert_eq!(agent.look(id, "cat /tmp/marker").await, "kept\n");
+        World::settled(&agent, &self.place, &[&self.resident, id], &[], 1).await;
         agent
     }
 
@@ -71,7 +104,7 @@ impl Soak {
         assert_eq!(again, id, "the same create made another sandbox");
         let list = agent.list().await;
         assert_eq!(list.len(), 2, "after a kill at {}: {list:?}", point.name());
-        World::settled(&agent, &self.place, &[&self.resident, &id]).await;
+        World::settled(&agent, &self.place, &[&self.resident, &id], &[], 0).await;
         let hello = agent.execute(&id, "echo hello", &format!("hello-{name}")).await;
         assert_eq!(hello.stdout(), "hello\n");
         (agent, id)
@@ -121,6 +154,7 @@ async fn an_agent_killed_at_every_step_loses_nothing_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let place = Place::new(folder.path());
     let (creates, execs, deletes) = (points("create"), points("exec"), points("delete"));
+    let (suspends, resumes) = (points("suspend"), points("resume"));
     let pick = |points: &[Point], round: usize| points[round % points.len()];
 
     let agent = Agent::start(&place, None).await;
@@ -138,7 +172,10 @@ async fn an_agent_killed_at_every_step_loses_nothing_and_leaves_nothing() {
 
     for round in 0.. {
         let (delete, exec) = (pick(&deletes, round), pick(&execs, round));
-        let (next, id) = soak.create(agent, pick(&creates, round), delete).await;
+        let (suspend, resume) = (pick(&suspends, round), pick(&resumes, round));
+        let (next, id) = soak.create(agent, pick(&creates, round), suspend).await;
+        let next = soak.suspend(next, &id, suspend, resume).await;
+        let next = soak.resume(next, &id, resume, delete).await;
         agent = soak.delete(next, &id, delete, exec).await;
         counter.goes_on().await;
         echo.answers(&format!("line {round}")).await;
@@ -161,7 +198,7 @@ async fn an_agent_killed_at_every_step_loses_nothing_and_leaves_nothing() {
     echo.ends().await;
     assert_eq!(agent.delete(&soak.resident).await.status, 204);
     assert!(!runs(soak.vmm_pid), "the resident's VMM goes with it");
-    World::settled(&agent, &soak.place, &[]).await;
+    World::settled(&agent, &soak.place, &[], &[], 0).await;
     agent.stops().await;
 }
 
@@ -185,7 +222,7 @@ async fn a_vmm_that_ends_while_the_agent_is_away_fails_its_sandbox_with_the_reas
     assert!(failure.contains("while the agent was away"), "{failure}");
     assert!(failure.contains("killed by signal 9"), "{failure}");
     assert_eq!(agent.delete(&id).await.status, 204);
-    World::settled(&agent, &place, &[]).await;
+    World::settled(&agent, &place, &[], &[], 0).await;
     agent.stops().await;
 }
 

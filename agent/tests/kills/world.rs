@@ -19,6 +19,12 @@ const MEMORY_MIB_EACH: f64 = 128.0 + 64.0;
 pub(crate) struct World {
     /// By the API, Running.
     running: BTreeSet<String>,
+    /// By the API, Suspended.
+    suspended: BTreeSet<String>,
+    /// In any other state.
+    others: usize,
+    /// Snapshots with a folder, and with a manifest.
+    saved: (usize, usize),
     cgroups: BTreeSet<String>,
     run_folders: BTreeSet<String>,
     disks: BTreeSet<String>,
@@ -33,9 +39,16 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Waits until the world has these sandboxes and nothing else: what ends takes a moment.
-    pub(crate) async fn settled(agent: &Agent, place: &Place, expected: &[&str]) {
-        let expected = Self::of(expected);
+    /// Waits until the world has these sandboxes, running and suspended, so many snapshots and
+    /// nothing else: what ends takes a moment.
+    pub(crate) async fn settled(
+        agent: &Agent,
+        place: &Place,
+        running: &[&str],
+        suspended: &[&str],
+        saved: usize,
+    ) {
+        let expected = Self::of(running, suspended, saved);
         let give_up = Instant::now() + LONG;
         loop {
             let found = Self::look(agent, place).await;
@@ -47,15 +60,19 @@ impl World {
         }
     }
 
-    fn of(expected: &[&str]) -> Self {
-        let ids: BTreeSet<String> = expected.iter().map(|id| (*id).to_owned()).collect();
+    fn of(running: &[&str], suspended: &[&str], saved: usize) -> Self {
+        let set = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<BTreeSet<_>>();
+        let ids = set(running);
         let count = ids.len();
         let each = f64::from(u32::try_from(count).unwrap());
         Self {
             running: ids.clone(),
+            suspended: set(suspended),
+            others: 0,
+            saved: (saved, saved),
             cgroups: ids.clone(),
-            run_folders: ids.clone(),
-            disks: ids,
+            disks: &ids | &set(suspended),
+            run_folders: ids,
             sockets: 2 * count,
             vmms: count,
             shims: count,
@@ -69,17 +86,25 @@ impl World {
         let paths = config_in(&place.folder).paths;
         let run = paths.run.join("sandboxes");
         let list = agent.get(&holdfast_api::path::sandboxes(&crate::node::group())).await.json();
-        let sandboxes = list["value"].as_array().unwrap().iter();
+        let of_state = |state: &str| {
+            let sandboxes = list["value"].as_array().unwrap().iter();
+            let wanted = sandboxes.filter(|sandbox| sandbox["state"] == state);
+            wanted.map(|sandbox| sandbox["id"].as_str().unwrap().to_owned()).collect()
+        };
+        let (running, suspended): (BTreeSet<_>, BTreeSet<_>) =
+            (of_state("Running"), of_state("Suspended"));
+        let all = list["value"].as_array().unwrap().len();
         let node = agent.get(holdfast_api::path::NODE).await.json();
         let reserved = |of: &str| node[of]["reserved"].as_f64().unwrap();
         let vmms = processes("holdfast-vmm");
         Self {
-            running: sandboxes
-                .map(|sandbox| match sandbox["state"].as_str() {
-                    Some("Running") => sandbox["id"].as_str().unwrap().to_owned(),
-                    _ => sandbox.to_string(),
-                })
-                .collect(),
+            others: all - running.len() - suspended.len(),
+            running,
+            suspended,
+            saved: (
+                folders(&paths.state.join("saved")).len(),
+                fs::read_dir(paths.state.join("snapshots/manifests")).unwrap().count(),
+            ),
             cgroups: folders(&paths.cgroups),
             run_folders: folders(&run),
             disks: folders(&paths.sandboxes()),
