@@ -50,6 +50,21 @@ class Sandboxes(unittest.TestCase):
     def test_python_runs(self):
         self.assertEqual(self.sandbox.exec("python3 -c 'print(6 * 7)'").stdout, "42\n")
 
+    def test_it_is_stopped_and_goes_on_by_a_resume_or_by_a_command(self):
+        self.sandbox.exec("echo kept > /tmp/kept")
+        self.sandbox.begin_stop().result()
+        stopped = self.sandbox.get()
+        self.assertEqual(stopped.state, "Suspended")
+        self.assertEqual(stopped.state_details.stopped_reason, "UserStopped")
+        self.sandbox.begin_resume().result()
+        self.assertEqual(self.sandbox.exec("cat /tmp/kept").stdout, "kept\n")
+        with self.assertRaises(HttpResponseError):
+            self.sandbox.resume()
+        self.sandbox.stop()
+        self.assertEqual(self.sandbox.exec("cat /tmp/kept").stdout, "kept\n")
+        self.sandbox.stop()
+        self.sandbox.ensure_running()
+
     def test_a_program_that_is_not_there_is_the_shells_error(self):
         result = self.sandbox.exec("no-such-program")
         self.assertEqual(result.exit_code, 127)
