@@ -10,9 +10,9 @@ use crate::{
     node::config_in,
 };
 
-/// CPU of one sandbox of the tests, and memory with what its VMM needs.
+/// CPU of one sandbox of the tests, and memory with what its VMM and the kernel's tables need.
 const CORES_EACH: f64 = 0.5;
-const MEMORY_MIB_EACH: f64 = 128.0 + 64.0;
+const MEMORY_MIB_EACH: f64 = 128.0 + 64.0 + 1.0;
 
 /// Everything of sandboxes that can be seen.
 #[derive(Debug, PartialEq)]
