@@ -31,7 +31,10 @@ pub(crate) struct World {
     /// Listening sockets in run folders.
     sockets: usize,
     vmms: usize,
+    /// In cgroups of sandboxes.
     shims: usize,
+    /// Beside these and the one from which the agent forks them.
+    stray_shims: usize,
     /// Of VMMs, all different.
     uids: usize,
     cores: f64,
@@ -76,6 +79,7 @@ impl World {
             sockets: 2 * count,
             vmms: count,
             shims: count,
+            stray_shims: 0,
             uids: count,
             cores: CORES_EACH * each,
             memory_mib: MEMORY_MIB_EACH * each,
@@ -97,6 +101,10 @@ impl World {
         let node = agent.get(holdfast_api::path::NODE).await.json();
         let reserved = |of: &str| node[of]["reserved"].as_f64().unwrap();
         let vmms = processes("holdfast-vmm");
+        let cgroups = folders(&paths.cgroups);
+        let shims = processes("holdfast-shim");
+        let (ours, others): (Vec<_>, Vec<_>) =
+            shims.iter().partition(|shim| cgroups.contains(&shim.cgroup));
         Self {
             others: all - running.len() - suspended.len(),
             running,
@@ -105,12 +113,13 @@ impl World {
                 folders(&paths.state.join("saved")).len(),
                 fs::read_dir(paths.state.join("snapshots/manifests")).unwrap().count(),
             ),
-            cgroups: folders(&paths.cgroups),
+            cgroups,
             run_folders: folders(&run),
             disks: folders(&paths.sandboxes()),
             sockets: listening(&run),
-            shims: processes("holdfast-shim").len(),
-            uids: vmms.iter().collect::<BTreeSet<_>>().len(),
+            shims: ours.len(),
+            stray_shims: others.len().saturating_sub(1),
+            uids: vmms.iter().map(|vmm| &vmm.uid).collect::<BTreeSet<_>>().len(),
             vmms: vmms.len(),
             cores: reserved("cpus"),
             memory_mib: reserved("memoryMib"),
@@ -133,13 +142,23 @@ fn listening(run: &Path) -> usize {
     sockets.lines().filter(|l| l.contains(ACCEPTS) && l.contains(&run)).count()
 }
 
-/// Uids of the running processes of this program. A zombie has no program any more.
-pub(crate) fn processes(name: &str) -> Vec<String> {
+/// One process of a program of ours.
+pub(crate) struct Process {
+    /// As its status has it.
+    uid: String,
+    /// The last part of its cgroup's path.
+    cgroup: String,
+}
+
+/// The running processes of this program. A zombie has no program any more.
+pub(crate) fn processes(name: &str) -> Vec<Process> {
     let runs = |folder: &Path| {
         let program = fs::read_link(folder.join("exe")).ok()?;
         let status = fs::read_to_string(folder.join("status")).ok()?;
         let uid = status.lines().find_map(|line| line.strip_prefix("Uid:").map(str::to_owned));
-        program.ends_with(name).then_some(uid).flatten()
+        let cgroup = fs::read_to_string(folder.join("cgroup")).ok()?;
+        let cgroup = cgroup.trim_end().rsplit('/').next()?.to_owned();
+        program.ends_with(name).then_some(Process { uid: uid?, cgroup })
     };
     let entries = fs::read_dir("/proc").unwrap().flatten();
     entries.filter_map(|entry| runs(&entry.path())).collect()

@@ -7,6 +7,9 @@ mod config;
 mod control;
 mod devices;
 mod event;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod generation;
 mod inherited;
 mod layout;

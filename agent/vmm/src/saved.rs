@@ -50,15 +50,21 @@ pub(crate) struct MachineState {
     pub(crate) serial: SerialState,
 }
 
+/// Encoded parts behind their head.
+pub(crate) fn with_head(parts: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEAD_BYTES + parts.len());
+    bytes.extend(MAGIC);
+    bytes.extend(VERSION.to_le_bytes());
+    bytes.extend(crc32fast::hash(parts).to_le_bytes());
+    bytes.extend(parts);
+    bytes
+}
+
 impl MachineState {
     pub(crate) fn encode(&self) -> Result<Vec<u8>, StateError> {
         // A frame of its own inside: its length and its limit are as good here.
         let parts = frame::encode(self).map_err(StateError::Malformed)?;
-        let mut bytes = Vec::with_capacity(HEAD_BYTES + parts.len());
-        bytes.extend(MAGIC);
-        bytes.extend(VERSION.to_le_bytes());
-        bytes.extend(crc32fast::hash(&parts).to_le_bytes());
-        bytes.extend(parts);
+        let bytes = with_head(&parts);
         if bytes.len() > STATE_BYTES_MAX { Err(StateError::TooLong) } else { Ok(bytes) }
     }
 

@@ -20,7 +20,7 @@ use crate::limits::control::{REQUEST_BYTES_MAX, UNSENT_BYTES_MAX};
 const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectionError {
+pub(crate) enum ConnectionError {
     #[error("the agent closed it")]
     Closed,
     #[error("the agent sent more than {REQUEST_BYTES_MAX} bytes without ending a request")]
@@ -33,7 +33,7 @@ pub(super) enum ConnectionError {
     Io(#[from] io::Error),
 }
 
-pub(super) struct Connection {
+pub(crate) struct Connection {
     stream: UnixStream,
     received: Vec<u8>,
     unsent: Vec<u8>,
@@ -42,13 +42,13 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
+    pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self { stream, received: Vec::new(), unsent: Vec::new(), greeted: false })
     }
 
     /// Takes what has arrived, and adds the whole requests of it to `requests`.
-    pub(super) fn receive(&mut self, requests: &mut Vec<ToVmm>) -> Result<(), ConnectionError> {
+    pub(crate) fn receive(&mut self, requests: &mut Vec<ToVmm>) -> Result<(), ConnectionError> {
         let mut piece = [0; 1024];
         let count = match self.stream.read(&mut piece) {
             Ok(0) => return Err(ConnectionError::Closed),

@@ -1,7 +1,7 @@
 //! The control socket: who is connected, what it asks, what it is told. One connection at a time;
 //! a new one replaces the old, for it is the agent started anew.
 
-mod connection;
+pub(crate) mod connection;
 
 use std::{
     collections::VecDeque,

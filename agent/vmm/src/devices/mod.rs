@@ -4,6 +4,8 @@ mod balloon;
 mod blk;
 mod chain;
 mod configuration;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod interrupt;
 mod mmio;
 mod net;
@@ -13,8 +15,8 @@ mod rng;
 mod runner;
 mod saved;
 mod sys;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod vsock;

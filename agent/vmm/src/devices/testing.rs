@@ -1,10 +1,11 @@
 //! The driver's side, for device tests: finds a device by its registers, sets up queues in guest
 //! memory, offers buffers and waits for the interrupt. No KVM: eventfds stand for its lines.
+#![cfg_attr(not(test), allow(dead_code, reason = "fuzz targets need a part of it"))]
 
 use std::{
     collections::BTreeMap,
     os::{
-        fd::{AsRawFd, IntoRawFd},
+        fd::{AsRawFd, IntoRawFd, RawFd},
         unix::net::{UnixListener, UnixStream},
     },
     path::PathBuf,
@@ -34,20 +35,20 @@ use crate::{
 
 /// How long a device may take before a test fails; far more than it ever needs.
 const PATIENCE_MS: i32 = 20_000;
-pub(super) const MEMORY_BYTES: u64 = 4 << 20;
+pub(crate) const MEMORY_BYTES: u64 = 4 << 20;
 /// Queues of device n start at n times this.
 const DEVICE_STRIDE: u64 = 0x1_0000;
 /// Buffers of tests lie behind all queues.
-pub(super) const BUFFERS: u64 = 1 << 20;
+pub(crate) const BUFFERS: u64 = 1 << 20;
 /// Entries of every queue of a test.
-pub(super) const QUEUE_SIZE: u16 = 16;
+pub(crate) const QUEUE_SIZE: u16 = 16;
 
-pub(super) const WRITE: u16 = 2;
-pub(super) const NEXT: u16 = 1;
-pub(super) const VERSION_1: u64 = 1 << 32;
-pub(super) const STARTED: u32 = 1 | 2 | 4 | 8;
+pub(crate) const WRITE: u16 = 2;
+pub(crate) const NEXT: u16 = 1;
+pub(crate) const VERSION_1: u64 = 1 << 32;
+pub(crate) const STARTED: u32 = 1 | 2 | 4 | 8;
 
-pub(super) fn memory() -> Memory {
+pub(crate) fn memory() -> Memory {
     let half = usize::try_from(MEMORY_BYTES / 2).unwrap();
     let file = memfd_create("memory of a test", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&file, MEMORY_BYTES).unwrap();
@@ -60,7 +61,7 @@ pub(super) fn memory() -> Memory {
 }
 
 /// Waits until `fd` is readable.
-pub(super) fn wait_readable(fd: &impl AsRawFd, what: &str) {
+pub(crate) fn wait_readable(fd: &impl AsRawFd, what: &str) {
     let epoll = Epoll::new().unwrap();
     let event = EpollEvent::new(EventSet::IN, 0);
     epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event).unwrap();
@@ -69,10 +70,39 @@ pub(super) fn wait_readable(fd: &impl AsRawFd, what: &str) {
 }
 
 /// A disk of a test: one file per segment.
-pub(super) fn disk(name: &str, read_only: bool, files: Vec<(File, u64)>) -> Disk {
+pub(crate) fn disk(name: &str, read_only: bool, files: Vec<(File, u64)>) -> Disk {
     let segments = files.into_iter().map(|(file, bytes)| Segment { fd: file.into_raw_fd(), bytes });
     let limits = IoLimits::default();
     Disk { name: name.to_owned(), read_only, segments: segments.collect(), limits }
+}
+
+/// The configuration of a machine of which only the devices are looked at.
+pub(crate) fn config(
+    disks: Vec<Disk>,
+    networks: Vec<Network>,
+    vsock_fd: RawFd,
+    balloon: bool,
+) -> Config {
+    let unused = || File::open("/dev/null").unwrap().into_raw_fd();
+    Config {
+        version: 1,
+        vcpus: 1,
+        memory_mib: 64,
+        memory_fd: unused(),
+        memory_private: false,
+        kvm_fd: unused(),
+        kernel_fd: unused(),
+        initramfs_fd: unused(),
+        command_line: String::new(),
+        control_fd: unused(),
+        vsock_fd,
+        serial: Serial { log_fd: unused(), bytes_max: 0 },
+        disks,
+        networks,
+        balloon,
+        cpu: CpuTemplate::Host,
+        state_fd: None,
+    }
 }
 
 #[derive(Default)]
@@ -97,9 +127,9 @@ impl Wiring for TestWiring {
 }
 
 /// A device set with nothing around it.
-pub(super) struct Rig {
-    pub(super) devices: DeviceSet,
-    pub(super) memory: Memory,
+pub(crate) struct Rig {
+    pub(crate) devices: DeviceSet,
+    pub(crate) memory: Memory,
     wiring: TestWiring,
     events: EventReceiver,
     socket: PathBuf,
@@ -108,34 +138,16 @@ pub(super) struct Rig {
 
 impl Rig {
     /// With disks, rng and vsock.
-    pub(super) fn new(disks: Vec<Disk>) -> Self {
+    pub(crate) fn new(disks: Vec<Disk>) -> Self {
         Self::with(disks, Vec::new(), false)
     }
 
     /// Networks and the balloon come behind rng and vsock.
-    pub(super) fn with(disks: Vec<Disk>, networks: Vec<Network>, balloon: bool) -> Self {
+    pub(crate) fn with(disks: Vec<Disk>, networks: Vec<Network>, balloon: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("vsock.sock");
-        let unused = || File::open("/dev/null").unwrap().into_raw_fd();
-        let config = Config {
-            version: 1,
-            vcpus: 1,
-            memory_mib: 64,
-            memory_fd: unused(),
-            memory_private: false,
-            kvm_fd: unused(),
-            kernel_fd: unused(),
-            initramfs_fd: unused(),
-            command_line: String::new(),
-            control_fd: unused(),
-            vsock_fd: UnixListener::bind(&socket).unwrap().into_raw_fd(),
-            serial: Serial { log_fd: unused(), bytes_max: 0 },
-            disks,
-            networks,
-            balloon,
-            cpu: CpuTemplate::Host,
-            state_fd: None,
-        };
+        let vsock_fd = UnixListener::bind(&socket).unwrap().into_raw_fd();
+        let config = config(disks, networks, vsock_fd, balloon);
         let mut fds = InheritedFds::claim(&config).unwrap();
         let memory = memory();
         let mut wiring = TestWiring::default();
@@ -145,19 +157,19 @@ impl Rig {
         Self { devices, memory, wiring, events, socket, _folder: folder }
     }
 
-    pub(super) fn read(&self, device: usize, register: u32) -> u32 {
+    pub(crate) fn read(&self, device: usize, register: u32) -> u32 {
         let mut word = [0; 4];
         self.devices.read(self.devices.windows()[device].base, register.into(), &mut word);
         u32::from_le_bytes(word)
     }
 
-    pub(super) fn write(&self, device: usize, register: u32, value: u32) {
+    pub(crate) fn write(&self, device: usize, register: u32, value: u32) {
         let base = self.devices.windows()[device].base;
         self.devices.write(base, register.into(), &value.to_le_bytes());
     }
 
     /// Does what a driver does up to DRIVER_OK, and returns the device's queues.
-    pub(super) fn start(&self, device: usize, features: u64) -> Vec<DriverQueue> {
+    pub(crate) fn start(&self, device: usize, features: u64) -> Vec<DriverQueue> {
         self.write(device, VIRTIO_MMIO_STATUS, 0);
         self.write(device, VIRTIO_MMIO_STATUS, 1 | 2);
         for (page, half) in [(0, features), (1, features >> 32)] {
@@ -200,7 +212,7 @@ impl Rig {
     }
 
     /// Takes over what another rig saved: its memory, and the driver's side of the device's queues.
-    pub(super) fn take_over(&self, other: &Self, device: usize, queues: &mut [DriverQueue]) {
+    pub(crate) fn take_over(&self, other: &Self, device: usize, queues: &mut [DriverQueue]) {
         let bytes = other.bytes(0, usize::try_from(MEMORY_BYTES).unwrap());
         self.store(0, &bytes);
         let address = self.devices.windows()[device].base + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY);
@@ -212,26 +224,26 @@ impl Rig {
     }
 
     /// What lies in guest memory.
-    pub(super) fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
         bytes
     }
 
     /// Puts `bytes` into guest memory.
-    pub(super) fn store(&self, address: u64, bytes: &[u8]) {
+    pub(crate) fn store(&self, address: u64, bytes: &[u8]) {
         self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
     }
 
     /// Waits for the interrupt of `device`.
-    pub(super) fn wait_interrupt(&self, device: usize) {
+    pub(crate) fn wait_interrupt(&self, device: usize) {
         let line = &self.wiring.lines[device];
         wait_readable(line, "an interrupt");
         let _ = line.read();
     }
 
     /// Waits for the next report.
-    pub(super) fn event(&self) -> Event {
+    pub(crate) fn event(&self) -> Event {
         wait_readable(self.events.bell(), "an event");
         let mut events = self.events.drain();
         assert_eq!(events.len(), 1, "{events:?}");
@@ -239,14 +251,14 @@ impl Rig {
     }
 
     /// Waits for the report that `device` stopped, and returns the reason.
-    pub(super) fn stopped(&self, device: usize) -> String {
+    pub(crate) fn stopped(&self, device: usize) -> String {
         let Event::DeviceStopped { reason, .. } = self.event() else { panic!("another event") };
         assert_eq!(self.read(device, VIRTIO_MMIO_STATUS) & 64, 64, "NEEDS_RESET");
         reason
     }
 
     /// Starts `device` without queues. Whether that was reported.
-    pub(super) fn break_queue(&self, device: usize) -> bool {
+    pub(crate) fn break_queue(&self, device: usize) -> bool {
         self.write(device, VIRTIO_MMIO_STATUS, 0);
         self.write(device, VIRTIO_MMIO_STATUS, 1 | 2);
         self.write(device, VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
@@ -261,7 +273,7 @@ impl Rig {
     }
 
     /// A client on the host side of the sockets.
-    pub(super) fn connect(&self) -> UnixStream {
+    pub(crate) fn connect(&self) -> UnixStream {
         let stream = UnixStream::connect(&self.socket).unwrap();
         let patience = Duration::from_millis(PATIENCE_MS.unsigned_abs().into());
         stream.set_read_timeout(Some(patience)).unwrap();
@@ -271,10 +283,10 @@ impl Rig {
 }
 
 /// One buffer of a chain: address, length, and WRITE or 0.
-pub(super) type Piece = (u64, u32, u16);
+pub(crate) type Piece = (u64, u32, u16);
 
 /// The driver's side of one queue.
-pub(super) struct DriverQueue {
+pub(crate) struct DriverQueue {
     base: u64,
     memory: Memory,
     bell: EventFd,
@@ -286,7 +298,7 @@ pub(super) struct DriverQueue {
 
 impl DriverQueue {
     /// Writes one descriptor as it stands.
-    pub(super) fn describe(&self, index: u16, (address, len, flags): Piece, next: u16) {
+    pub(crate) fn describe(&self, index: u16, (address, len, flags): Piece, next: u16) {
         let mut bytes = Vec::new();
         bytes.extend(address.to_le_bytes());
         bytes.extend(len.to_le_bytes());
@@ -297,7 +309,7 @@ impl DriverQueue {
     }
 
     /// Makes the chain that starts at `head` available, without a kick.
-    pub(super) fn publish(&mut self, head: u16) {
+    pub(crate) fn publish(&mut self, head: u16) {
         let slot = self.base + 0x1004 + 2 * u64::from(self.offered % QUEUE_SIZE);
         self.memory.write_obj(head, GuestAddress(slot)).unwrap();
         self.offered = self.offered.wrapping_add(1);
@@ -305,16 +317,16 @@ impl DriverQueue {
     }
 
     /// Sets the available ring's index.
-    pub(super) fn announce(&self, index: u16) {
+    pub(crate) fn announce(&self, index: u16) {
         self.memory.write_obj(index, GuestAddress(self.base + 0x1002)).unwrap();
     }
 
-    pub(super) fn kick(&self) {
+    pub(crate) fn kick(&self) {
         self.bell.write(1).unwrap();
     }
 
     /// Kicks for the chain offered last if the device asked for that by its event index.
-    pub(super) fn kick_if_wanted(&self) {
+    pub(crate) fn kick_if_wanted(&self) {
         let event = self.base + 0x2004 + 8 * u64::from(QUEUE_SIZE);
         // The index was moved before this; the device does it the other way round.
         fence(Ordering::SeqCst);
@@ -325,7 +337,7 @@ impl DriverQueue {
     }
 
     /// Offers a good chain of `pieces`, without a kick. Returns its head.
-    pub(super) fn offer(&mut self, pieces: &[Piece]) -> u16 {
+    pub(crate) fn offer(&mut self, pieces: &[Piece]) -> u16 {
         let head = self.next_descriptor;
         for (left, piece) in (0..pieces.len()).rev().zip(pieces) {
             let index = self.next_descriptor;
@@ -338,7 +350,7 @@ impl DriverQueue {
     }
 
     /// The next chain that came back: its head and the bytes written, if there is one.
-    pub(super) fn try_take(&mut self) -> Option<(u32, u32)> {
+    pub(crate) fn try_take(&mut self) -> Option<(u32, u32)> {
         let used: u16 = self.memory.read_obj(GuestAddress(self.base + 0x2002)).unwrap();
         (used != self.taken).then(|| {
             let slot = self.base + 0x2004 + 8 * u64::from(self.taken % QUEUE_SIZE);
@@ -349,7 +361,7 @@ impl DriverQueue {
     }
 
     /// Waits for the next chain to come back.
-    pub(super) fn take(&mut self) -> (u32, u32) {
+    pub(crate) fn take(&mut self) -> (u32, u32) {
         loop {
             // Where event indices are agreed on, asks to be told of the next one. Sequentially
             // consistent, since the ring is looked at after it.
@@ -366,7 +378,7 @@ impl DriverQueue {
     }
 
     /// Offers, kicks and waits: the bytes written.
-    pub(super) fn ask(&mut self, pieces: &[Piece]) -> u32 {
+    pub(crate) fn ask(&mut self, pieces: &[Piece]) -> u32 {
         let head = self.offer(pieces);
         self.kick();
         let (back, written) = self.take();

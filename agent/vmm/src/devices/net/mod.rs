@@ -8,6 +8,8 @@
 mod counters;
 mod device;
 mod header;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod stand;
 mod state;
 mod sys;
 mod tap;

@@ -1,7 +1,5 @@
 //! A network as its driver sees it, on a real tap in a network namespace of its own. Needs root.
 
-mod sys;
-
 use std::{
     net::UdpSocket,
     os::fd::{IntoRawFd, OwnedFd},
@@ -14,6 +12,7 @@ use virtio_bindings::virtio_net::*;
 
 use super::{
     header::HEADER_BYTES,
+    stand::{self as sys, FLAGS},
     tap::{Tap, TapError},
 };
 use crate::devices::testing::*;
@@ -25,7 +24,6 @@ const SEND: usize = 1;
 const CONFIG: u32 = 0x100;
 const OUT: u64 = BUFFERS;
 const IN: u64 = BUFFERS + (1 << 20);
-const FLAGS: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const PORT: u16 = 7777;
