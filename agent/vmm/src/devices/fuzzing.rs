@@ -18,7 +18,7 @@ use std::{
 
 use fs_err::File;
 use holdfast_wire::vmm::{Disk, IoLimits, Network, Segment};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, OFlags, fcntl_getfl, fcntl_setfl, ftruncate, memfd_create};
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::{
@@ -391,14 +391,15 @@ fn set_up(queue: u64) -> RingSetup {
 }
 
 fn disk(read_only: bool) -> Device {
-    let parts = [DISK_BYTES / 4, DISK_BYTES / 4 * 3];
-    let segments = parts.map(|bytes| {
+    // Only what is read may be of several files.
+    let parts = if read_only { &[DISK_BYTES / 4, DISK_BYTES / 4 * 3][..] } else { &[DISK_BYTES] };
+    let segments = parts.iter().map(|&bytes| {
         let file = memfd_create("disk of a fuzz target", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, bytes).unwrap();
         Segment { fd: file.into_raw_fd(), bytes }
     });
-    let segments = if read_only { segments.to_vec() } else { segments[1..].to_vec() };
-    let disk = Disk { name: "fuzzed".to_owned(), read_only, segments, limits: IoLimits::default() };
+    let (segments, limits) = (segments.collect(), IoLimits::default());
+    let disk = Disk { name: "fuzzed".to_owned(), read_only, segments, limits };
     let config = testing::config(vec![disk.clone()], Vec::new(), unused(), false);
     let mut fds = InheritedFds::claim(&config).unwrap();
     blk::device(&disk, &mut fds, Arc::default()).unwrap()
@@ -424,6 +425,7 @@ fn host() -> &'static (OwnedFd, UdpSocket) {
     HOST.get_or_init(|| {
         net::stand::leave_network().unwrap();
         let tap = net::stand::tap("tap0", net::stand::FLAGS).unwrap();
+        fcntl_setfl(&tap, fcntl_getfl(&tap).unwrap() | OFlags::NONBLOCK).unwrap();
         let up = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6
             busybox ifconfig tap0 10.0.0.1 netmask 255.255.255.0 mtu 9000 up
             busybox arp -s 10.0.0.2 02:00:00:00:00:02";

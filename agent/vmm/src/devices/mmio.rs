@@ -160,9 +160,11 @@ impl Transport {
         if state.name != self.name {
             return Err(Unfit::Name { found: state.name.clone(), wanted: device() });
         }
-        let RegistersState { driver_features, interrupt_reasons, needs_reset, .. } =
+        let RegistersState { status, driver_features, interrupt_reasons, needs_reset, .. } =
             state.registers;
-        let missing = driver_features & !self.offered();
+        // Until it is agreed on, a driver may have written anything.
+        let agreed = status & VIRTIO_CONFIG_S_FEATURES_OK != 0;
+        let missing = if agreed { driver_features & !self.offered() } else { 0 };
         if missing != 0 {
             return Err(Unfit::Features { device: device(), missing });
         }

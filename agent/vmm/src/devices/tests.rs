@@ -150,6 +150,17 @@ fn a_device_that_never_ran_or_was_broken_stays_so_until_a_driver_starts_it() {
     assert_eq!(queues[0].ask(&[SIXTEEN]), 16);
 }
 
+#[test]
+fn what_a_driver_wrote_before_anything_was_agreed_on_keeps_no_snapshot_from_going_on() {
+    let first = rig();
+    first.write(RNG, VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
+    first.write(RNG, VIRTIO_MMIO_DRIVER_FEATURES, u32::MAX);
+    let states = saved(&first);
+    let second = rig();
+    second.devices.restore(&states).unwrap();
+    assert_eq!(second.devices.save().unwrap(), states);
+}
+
 /// What a rig says to the states of [`used`] after a change.
 fn refusal(change: impl FnOnce(&mut Vec<DeviceState>)) -> String {
     let (first, mut queues) = used();
