@@ -2,7 +2,11 @@
 
 use std::{io::Write, os::unix::net::UnixStream};
 
-use holdfast_wire::{frame, vmm::ToAgent};
+use holdfast_wire::{
+    frame,
+    vmm::{Event, Reply, ToAgent, ToVmm},
+};
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
 pub use crate::devices::fuzzing::{Kind, Step, input, run, steps};
@@ -27,18 +31,36 @@ pub fn control(input: &[u8]) {
         }
     }
     for request in requests {
-        let again = frame::encode(&request).unwrap();
-        assert_eq!(frame::decode::<holdfast_wire::vmm::ToVmm>(&again[4..]).unwrap(), request);
+        let mut again = Vec::new();
+        frame::write_frame(&mut again, &request).unwrap();
+        assert_eq!(frame::read_frame::<ToVmm>(&mut &again[..]).unwrap(), Some(request));
+        let reply = ToAgent::Reply(Reply::Refused { reason: "not now".to_owned() });
+        if connection.queue(&reply).and_then(|()| connection.send()).is_err() {
+            return;
+        }
     }
-    // The other direction has the same form, and is read by the agent.
-    let _ = frame::decode::<ToAgent>(input);
+    let last = ToAgent::Event(Event::GuestReady);
+    if !connection.has_unsent() && connection.finish(&last).is_ok() {
+        // The other direction has the same form, and is read by the agent.
+        while let Ok(Some(_)) = frame::read_frame::<ToAgent>(&mut agent) {}
+    }
+    let mut rest = input;
+    while let Ok(Some(_)) = frame::read_frame::<ToAgent>(&mut rest) {}
 }
 
 /// What a snapshot brings: the parts of a whole state, or states of devices, by the first byte.
 pub fn state(input: &[u8]) {
     let Some((which, bytes)) = input.split_first() else { return };
     if which & 1 == 0 {
-        let _ = MachineState::decode(bytes);
+        let Ok(file) = memfd_create("state", MemfdFlags::CLOEXEC) else { return };
+        if rustix::io::write(&file, bytes) == Ok(bytes.len()) {
+            let _ = MachineState::read(file);
+        }
+        if let Ok((state, _)) = postcard::take_from_bytes::<MachineState>(bytes)
+            && let Ok(again) = state.encode()
+        {
+            MachineState::decode(&again).unwrap();
+        }
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes();
         let _ = MachineState::decode(&crate::saved::with_head(&[&length, bytes].concat()));
         return;

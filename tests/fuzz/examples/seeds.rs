@@ -27,7 +27,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     write(&folder, "control", control()?)?;
     let state = state_seed();
     let whole = [&[0][..], &state[1..]].concat();
-    write(&folder, "state", vec![state, whole])?;
+    // All of a state can be zero.
+    let mut states = vec![state, whole, vec![0; 8192], b"\0HFST".to_vec()];
+    states.push([&b"\0HFST\x01\0"[..], &[0; 16]].concat());
+    states.push([&b"\0HFST\x02\0"[..], &[0; 16]].concat());
+    write(&folder, "state", states)?;
     Ok(())
 }
 

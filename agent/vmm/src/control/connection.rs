@@ -74,7 +74,7 @@ impl Connection {
         Ok(())
     }
 
-    pub(super) fn queue(&mut self, message: &ToAgent) -> Result<(), ConnectionError> {
+    pub(crate) fn queue(&mut self, message: &ToAgent) -> Result<(), ConnectionError> {
         let bytes = frame::encode(message)?;
         if self.unsent.len() + bytes.len() > UNSENT_BYTES_MAX {
             return Err(ConnectionError::NotRead);
@@ -84,7 +84,7 @@ impl Connection {
     }
 
     /// Sends what the socket takes now.
-    pub(super) fn send(&mut self) -> Result<(), ConnectionError> {
+    pub(crate) fn send(&mut self) -> Result<(), ConnectionError> {
         while !self.unsent.is_empty() {
             match self.stream.write(&self.unsent) {
                 Ok(count) => drop(self.unsent.drain(..count)),
@@ -95,12 +95,12 @@ impl Connection {
         Ok(())
     }
 
-    pub(super) fn has_unsent(&self) -> bool {
+    pub(crate) fn has_unsent(&self) -> bool {
         !self.unsent.is_empty()
     }
 
     /// Sends everything and one last message, waiting for the agent within a limit.
-    pub(super) fn finish(mut self, last: &ToAgent) -> Result<(), ConnectionError> {
+    pub(crate) fn finish(mut self, last: &ToAgent) -> Result<(), ConnectionError> {
         self.queue(last)?;
         self.stream.set_nonblocking(false)?;
         self.stream.set_write_timeout(Some(FINISH_LIMIT))?;
