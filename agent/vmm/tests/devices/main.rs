@@ -13,7 +13,7 @@ mod running;
 mod saved;
 #[path = "../../examples/launch/sys.rs"]
 mod sys;
-#[path = "../../src/devices/net/stand.rs"]
+#[path = "../../src/devices/net/stand/sys.rs"]
 mod tap;
 mod trace;
 #[expect(dead_code, reason = "the tests do not need all that the program does")]

@@ -8,9 +8,6 @@ use std::{
 
 use fs_err::OpenOptions;
 
-/// What the VMM wants a tap to be made with.
-pub(crate) const FLAGS: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-
 /// Makes the tap interface `name`, as the VMM wants it, in this thread's network namespace.
 pub(crate) fn tap(name: &str, flags: i32) -> io::Result<OwnedFd> {
     let device = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
