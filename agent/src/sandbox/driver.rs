@@ -545,7 +545,10 @@ impl Driver {
         };
         let in_order = timeout(STOP_GRACE + STOP_PATIENCE, off).await.is_ok();
         let how = if in_order { "was powered off" } else { "was ended" };
-        self.fail(format!("the node was shut down, and the microVM {how} with it")).await;
+        let reason = format!("the node was shut down, and the microVM {how} with it");
+        // What it did since its last suspend is lost, and no more than that.
+        let back = self.record.saved.is_some();
+        self.change(if back { Event::FellBack } else { Event::Lost }, Some(reason)).await;
     }
 
     async fn fail(&mut self, reason: impl Into<String>) {

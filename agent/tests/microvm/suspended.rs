@@ -167,6 +167,16 @@ async fn a_suspended_sandbox_outlives_the_agent_and_can_be_deleted_as_it_is() {
     node.registry.delete(&deleted).await.unwrap();
     assert_eq!(node.traces(&deleted), Vec::<String>::new());
     assert_eq!(stdout(&node, &kept, "cat /tmp/file").await, "kept\n");
+
+    // What it does from here on goes with the node; what it was suspended with does not.
+    stdout(&node, &kept, "echo lost > /tmp/file").await;
+    node.registry.stop(holdfastd::sandbox::Ending::PowerOff).await;
+    drop(node);
+    let node = Node::start_in(folder.path().to_owned()).await;
+    let record = node.registry.get(&kept).unwrap().unwrap();
+    assert_eq!(record.state, State::Suspended);
+    assert!(record.failure.unwrap().contains("the node was shut down"));
+    assert_eq!(stdout(&node, &kept, "cat /tmp/file").await, "kept\n");
     node.registry.delete(&kept).await.unwrap();
     assert_eq!(fs::read_dir(node.state().join("saved")).unwrap().count(), 0);
 }
