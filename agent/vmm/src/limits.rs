@@ -59,6 +59,9 @@ pub(crate) mod threads {
 pub(crate) mod serial {
     /// Bytes kept until a line ends: a write to the log per byte would cost more than the exit.
     pub(crate) const LINE_BYTES_MAX: usize = 256;
+    /// Errors of the host that go to the VMM's own log; a disk that is full gives one for every line
+    /// of a guest that writes nothing but ends of lines.
+    pub(crate) const ERRORS_LOGGED_MAX: u32 = 16;
 }
 
 /// Disks.

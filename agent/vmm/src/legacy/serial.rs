@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::limits::serial::LINE_BYTES_MAX;
+use crate::limits::serial::{ERRORS_LOGGED_MAX, LINE_BYTES_MAX};
 
 /// Last line of a log that reached its limit.
 const FULL: &[u8] = b"\n[serial log is full; further output is dropped]\n";
@@ -52,12 +52,13 @@ struct Log<W> {
     full: bool,
     /// Bytes the guest sent, dropped ones included.
     received: u64,
+    errors: u32,
 }
 
 impl<W: Write> Log<W> {
     fn new(out: W, bytes_max: u64) -> Self {
         let line = Vec::with_capacity(LINE_BYTES_MAX);
-        Self { out, line, room: bytes_max, full: false, received: 0 }
+        Self { out, line, room: bytes_max, full: false, received: 0, errors: 0 }
     }
 
     fn push(&mut self, byte: u8) {
@@ -79,7 +80,10 @@ impl<W: Write> Log<W> {
     }
 
     fn drain(&mut self) {
-        if let Err(error) = self.out.write_all(&self.line) {
+        if let Err(error) = self.out.write_all(&self.line)
+            && self.errors < ERRORS_LOGGED_MAX
+        {
+            self.errors += 1;
             log::warn!(error:%; "serial output lost");
         }
         self.line.clear();
@@ -196,6 +200,14 @@ mod tests {
         let (text, received) = logged(b"abcdef", 2);
         assert_eq!(text, format!("ab{}", String::from_utf8_lossy(FULL)));
         assert_eq!(received, 6);
+    }
+
+    #[test]
+    fn output_that_cannot_be_written_is_told_a_few_times_whatever_the_guest_sends() {
+        // Too small for any line.
+        let mut log = Log::new(&mut [0_u8; 0][..], 1 << 20);
+        log.write_all(&[b'\n'; 1000]).unwrap();
+        assert_eq!((log.errors, log.received), (ERRORS_LOGGED_MAX, 1000));
     }
 
     #[test]

@@ -5,6 +5,6 @@ use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::devices) struct State {
-    /// PID 1 knocked since the driver started the device. It is reported once.
+    /// PID 1 knocked. It is reported once in the life of a machine.
     pub(super) ready_reported: bool,
 }

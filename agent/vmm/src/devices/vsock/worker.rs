@@ -293,7 +293,8 @@ impl Worker for VsockWorker {
         self.running = false;
         self.table.clear();
         self.refusals.clear();
-        self.state = State::default();
+        // What was reported stays so: a driver that resets the device and knocks again and again
+        // would flood the agent.
         if !matches!(self.loss, Loss::None) {
             self.loss = Loss::None;
             self.accept();

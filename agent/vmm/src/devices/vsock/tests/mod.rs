@@ -55,6 +55,18 @@ fn the_knock_of_pid_1_is_reported_once_and_reset() {
 }
 
 #[test]
+fn a_driver_that_resets_the_device_and_knocks_again_is_not_reported_again() {
+    let mut guest = Guest::new();
+    for _ in 0..3 {
+        guest.say(Header { op: op::REQUEST, ..packet(READY_PORT, ROOM_BYTES) }, b"");
+        assert_eq!(guest.hear().0.op, op::RESET);
+        guest = Guest::start(guest.rig);
+        guest.offer(8);
+    }
+    assert_eq!(guest.rig.event(), Event::GuestReady);
+}
+
+#[test]
 fn a_guest_reaches_no_other_port_of_the_host() {
     let mut guest = Guest::new();
     for port in [0, 1, READY_PORT + 1, 1 << 30, u32::MAX] {
