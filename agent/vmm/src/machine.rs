@@ -78,6 +78,8 @@ pub(crate) enum MachineError {
     WrongPhase { wanted: &'static str, phase: Phase },
     #[error("vCPUs did not stop within {STOP_LIMIT:?}")]
     NotStopped,
+    #[error("cannot {wanted}: the guest has just ended")]
+    Over { wanted: &'static str },
 }
 
 impl MachineError {
@@ -101,6 +103,7 @@ impl MachineError {
             Self::BalloonTooLarge { .. } => "ask for less",
             Self::Generation(_) => "see whether this host's random number generator works",
             Self::WrongPhase { .. } => "ask for the phase first (Hello tells it)",
+            Self::Over { .. } => "wait for the event that says how",
             Self::NotStopped | Self::NotTold { .. } => "kill this VMM; its guest cannot be saved",
             Self::State(_) => "take an earlier snapshot, or a VMM of the release that saved it",
             Self::Unfit(_) => "configure the machine as it was when it was saved",
@@ -287,6 +290,11 @@ impl Machine {
         if !gate.await_all(self.vcpus.len(), STOP_LIMIT) {
             gate.open();
             return Err(MachineError::NotStopped);
+        }
+        // The event of it has not been taken yet. Who ended would never tell a state.
+        if gate.holds_an_end() {
+            gate.open();
+            return Err(MachineError::Over { wanted: "pause" });
         }
         self.around.bus.devices.pause();
         self.paused = true;

@@ -15,7 +15,7 @@ mod trace;
 mod vmm;
 
 use std::{
-    io::Read,
+    io::{Read, Write},
     os::unix::net::UnixStream,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -129,6 +129,43 @@ fn a_paused_guest_stands_still_and_a_resumed_one_goes_on() {
         assert_eq!(vmm.ask(&ToVmm::Resume).unwrap(), Reply::Done);
         await_output(&mut vmm, paused_at);
     }
+}
+
+/// What a VMM says that is asked for all of it at once, before it looks at what its guest does.
+fn replies_at_once(vmm: &mut Vmm, requests: &[ToVmm]) -> Vec<Reply> {
+    let frames = requests.iter().map(|request| frame::encode(request).unwrap());
+    vmm.control.write_all(&frames.collect::<Vec<_>>().concat()).unwrap();
+    let mut replies = Vec::new();
+    while let Some(ToAgent::Reply(reply)) = frame::read_frame(&mut vmm.control).unwrap() {
+        replies.push(reply);
+    }
+    replies
+}
+
+#[test]
+fn a_guest_that_has_just_ended_is_neither_paused_nor_waited_for() {
+    let guest = elf::kernel(&code::all(&[code::out(0x64, 0xfe), code::stay()]));
+    let over = "cannot pause: the guest has just ended";
+    // The many in between give it time to end; now and then it is not enough.
+    let requests =
+        [&[ToVmm::Boot][..], &vec![ToVmm::Stats; 150], &[ToVmm::Pause, ToVmm::Save, ToVmm::Resume]]
+            .concat();
+    for _ in 0..50 {
+        let mut vmm = waiting_with(&guest, |_| {});
+        let replies = replies_at_once(&mut vmm, &requests);
+        let refused: Vec<_> = replies
+            .into_iter()
+            .filter_map(|reply| match reply {
+                Reply::Refused { reason } => Some(reason),
+                _ => None,
+            })
+            .collect();
+        match refused.first() {
+            None => {}
+            Some(reason) => return assert_eq!(reason, over),
+        }
+    }
+    panic!("it never ended in time");
 }
 
 #[test]

@@ -30,6 +30,8 @@ struct Inside {
     round: u32,
     /// vCPUs standing at the gate.
     waiting: usize,
+    /// Some of them ended the microVM: they go nowhere and tell no state.
+    ended: bool,
     /// vCPUs sent out of their threads.
     left: usize,
 }
@@ -43,7 +45,7 @@ pub(crate) struct Gate {
 impl Gate {
     /// An open gate.
     pub(crate) fn new() -> Self {
-        let inside = Inside { order: Order::Run, round: 0, waiting: 0, left: 0 };
+        let inside = Inside { order: Order::Run, round: 0, waiting: 0, ended: false, left: 0 };
         Self { inside: Mutex::new(inside), changed: Condvar::new() }
     }
 
@@ -88,6 +90,7 @@ impl Gate {
     pub(crate) fn await_dismissal(&self) {
         let mut inside = self.lock();
         inside.waiting += 1;
+        inside.ended = true;
         self.changed.notify_all();
         let dismissed = self.changed.wait_while(inside, |inside| inside.order != Order::Leave);
         inside = dismissed.unwrap_or_else(PoisonError::into_inner);
@@ -113,6 +116,11 @@ impl Gate {
     /// Waits until `count` vCPUs stand at the closed gate; false when they do not within `limit`.
     pub(crate) fn await_all(&self, count: usize, limit: Duration) -> bool {
         self.await_that(limit, |inside| inside.waiting >= count)
+    }
+
+    /// Whether a vCPU that ended the microVM is among those who stand here.
+    pub(crate) fn holds_an_end(&self) -> bool {
+        self.lock().ended
     }
 
     /// Waits until `count` vCPUs have left; false when they do not within `limit`.
@@ -165,6 +173,7 @@ mod tests {
             })
             .collect();
         assert!(gate.await_all(3, LONG));
+        assert!(!gate.holds_an_end());
         gate.open();
         for comer in comers {
             assert_eq!(comer.join().unwrap(), Pass::Run { waited: true });
@@ -223,6 +232,7 @@ mod tests {
         });
         gate.close();
         assert!(gate.await_all(1, LONG));
+        assert!(gate.holds_an_end());
         gate.open();
         assert!(!gate.await_left(1, Duration::from_millis(5)));
         gate.dismiss();
