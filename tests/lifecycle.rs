@@ -106,6 +106,37 @@ fn a_sandbox_keeps_its_files_from_one_exec_to_the_next_and_is_gone_when_deleted(
 }
 
 #[test]
+fn a_sandbox_is_suspended_and_goes_on_when_it_is_told_to_or_needed() -> Result<()> {
+    let node = Node::from_env()?;
+    let size = ["--cpu", "250m", "--memory", "512Mi"];
+    let id = node.holdfast(&[&["sandbox", "create"], &size[..], &["debian"]].concat())?.ok()?;
+    let sandbox = |what: &str| node.holdfast(&["sandbox", what, &id])?.ok();
+    let read = || node.holdfast(&["sandbox", "exec", &id, "--", "cat", "/dev/shm/note"])?.ok();
+    let write = ["sandbox", "exec", &id, "--", "sh", "-c", "echo kept > /dev/shm/note"];
+    node.holdfast(&write)?.ok()?;
+
+    // Asked twice it is what was asked for.
+    for _ in 0..2 {
+        assert_eq!(sandbox("suspend")?, id);
+        ensure!(sandbox("get")?.contains("state    Suspended"), "{}", sandbox("get")?);
+    }
+    for _ in 0..2 {
+        assert_eq!(sandbox("resume")?, id);
+        ensure!(sandbox("get")?.contains("state    Running"), "{}", sandbox("get")?);
+    }
+    // In memory alone, so the memory came back.
+    assert_eq!(read()?, "kept");
+    sandbox("suspend")?;
+    assert_eq!(read()?, "kept");
+
+    node.delete(&id)?;
+    let gone = node.holdfast(&["sandbox", "suspend", &id])?;
+    assert_eq!(gone.code, Some(1), "{gone:?}");
+    ensure!(gone.stderr.contains(&id), "not named: {}", gone.stderr);
+    Ok(())
+}
+
+#[test]
 fn cpu_and_memory_of_a_sandbox_are_held_by_its_cgroup() -> Result<()> {
     let node = Node::from_env()?;
     let id = node.create("debian")?;

@@ -18,5 +18,6 @@ pub mod images;
 pub mod logging;
 pub mod metrics;
 pub mod notify;
+mod random;
 pub mod sandbox;
 pub mod tls;

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -12,7 +11,7 @@ use std::{
 
 use fs_err as fs;
 use holdfast_jail::CgroupTree;
-use holdfast_model::{Digest, DiskImageId, GroupKey, Secret, id::ID_BYTES, sandbox::ImageSource};
+use holdfast_model::{Digest, DiskImageId, GroupKey, Secret, sandbox::ImageSource};
 use holdfast_oci::Reference;
 use holdfast_store::{DiskImageRecord, DiskImageState, Put, Store, StoreError};
 use holdfast_wire::convert::{Failure, FailureKind, Progress};
@@ -32,7 +31,7 @@ use super::{
 };
 use crate::{
     blocking::off_thread, config::Config, error_chain::error_chain, metrics::Metrics,
-    sandbox::now_ms,
+    random::random_id, sandbox::now_ms,
 };
 
 /// Conversions at once. Each keeps a CPU busy and the disk too: more would only take turns.
@@ -173,7 +172,7 @@ impl Images {
             return Err(ImageError::Stopping);
         }
         let record = DiskImageRecord {
-            id: new_id().map_err(ImageError::Random)?,
+            id: DiskImageId::from_random(random_id().map_err(ImageError::Random)?),
             group: new.group,
             base: new.base,
             labels: new.labels,
@@ -371,10 +370,4 @@ impl Images {
         // Nothing that holds the lock can panic half way through a change.
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn new_id() -> io::Result<DiskImageId> {
-    let mut random = [0; ID_BYTES];
-    getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
-    Ok(DiskImageId::from_random(random))
 }

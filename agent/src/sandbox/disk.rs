@@ -7,7 +7,7 @@ use std::{
     sync::Mutex,
 };
 
-use fs_err as fs;
+use fs_err::{self as fs, os::unix::fs::OpenOptionsExt};
 use holdfast_model::{Mib, SandboxId};
 use log::{info, warn};
 use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
@@ -42,7 +42,7 @@ pub(super) struct Disks {
     making: Mutex<()>,
 }
 
-fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> DiskError {
+pub(super) fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> DiskError {
     let path = path.to_owned();
     move |source| DiskError::Io { action, path: path.clone(), source }
 }
@@ -149,9 +149,11 @@ impl Disks {
     }
 }
 
-fn new(path: &Path) -> Result<fs::File, DiskError> {
+/// A new file that only root reads: guest memory and disks hold secrets.
+pub(super) fn new(path: &Path) -> Result<fs::File, DiskError> {
     let mut options = fs::OpenOptions::new();
-    options.read(true).write(true).create_new(true).open(path).map_err(failed("make", path))
+    let options = options.read(true).write(true).create_new(true).mode(0o600);
+    options.open(path).map_err(failed("make", path))
 }
 
 /// Makes an empty ext4 of `size` at `path`, sparse: tables and journal are left to be zeroed by

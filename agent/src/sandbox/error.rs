@@ -160,8 +160,8 @@ pub enum SuspendError {
     Save(#[from] super::snapshots::SaveError),
     #[error("a part of the microVM could not be made")]
     Launch(#[from] LaunchError),
-    #[error("the system gives no random bytes: {0}")]
-    Random(String),
+    #[error("the system gives no random bytes")]
+    Random(#[source] io::Error),
     /// What its driver says.
     #[error("sandbox {id}: {reason}")]
     Failed { id: SandboxId, reason: String },

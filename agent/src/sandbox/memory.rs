@@ -12,6 +12,8 @@ use std::{
 use fs_err as fs;
 use holdfast_snapshot::{FileSource, PAGE_BYTES, Pages, Source};
 
+use super::disk::clone;
+
 /// Read and written at once.
 const CHUNK_BYTES: usize = 1 << 20;
 const PAGE: u64 = PAGE_BYTES as u64;
@@ -70,18 +72,18 @@ impl GuestMemory {
     }
 
     /// Writes all of it to the empty file `to`, with holes where it is zero. `image`: what the guest
-    /// was resumed from, already copied to `to`; then only what changed is written, and the pages
-    /// that were are given.
+    /// was resumed from; then `to` begins as a copy of that, only what changed is written, and the
+    /// pages that were are given.
     pub(super) fn copy(
         &self,
         to: &fs::File,
-        image: Option<(&fs::File, Fill)>,
+        image: Option<&fs::File>,
     ) -> io::Result<Option<Pages>> {
         match (&self.memory, image) {
-            (Backing::Private { inode, changed, .. }, Some((image, fill)))
+            (Backing::Private { inode, changed, .. }, Some(image))
                 if image.metadata()?.ino() == *inode =>
             {
-                fill(image, to)?;
+                clone(image, to)?;
                 self.write(changed, to, Zeros::Written)?;
                 Ok(Some(changed.clone()))
             }
@@ -134,9 +136,6 @@ impl GuestMemory {
         }
     }
 }
-
-/// How an image is copied to an empty file.
-pub(super) type Fill = fn(&fs::File, &fs::File) -> io::Result<()>;
 
 /// What is done with pages of zeros.
 #[derive(Clone, Copy)]
@@ -303,10 +302,6 @@ mod tests {
             whole[4 << 20..][..3].copy_from_slice(b"far");
             whole
         };
-        let fill: Fill = |from, to| {
-            let all = std::io::copy(&mut &*from, &mut &*to)?;
-            to.set_len(all)
-        };
         for (how, with_image) in [("private", true), ("private", false), ("shared", false)] {
             let mut child = mapper(&path, how);
             let memory = GuestMemory::of(child.id(), bytes).unwrap();
@@ -317,7 +312,7 @@ mod tests {
                 .open(folder.path().join(format!("copy-{how}-{with_image}")))
                 .unwrap();
             let opened = fs::File::open(&path).unwrap();
-            let pages = memory.copy(&to, with_image.then_some((&opened, fill))).unwrap();
+            let pages = memory.copy(&to, with_image.then_some(&opened)).unwrap();
             let mut copy = vec![0; usize::try_from(bytes).unwrap()];
             to.file().read_exact_at(&mut copy, 0).unwrap();
             assert!(copy == expected(b"first"), "{how} {with_image}");

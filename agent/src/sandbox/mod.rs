@@ -15,7 +15,9 @@ mod policy;
 mod recover;
 mod registry;
 mod settings;
+mod sleep;
 mod snapshots;
+mod status;
 mod suspend;
 mod uid;
 

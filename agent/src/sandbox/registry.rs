@@ -10,10 +10,7 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use holdfast_jail::{BlockDevice, CgroupTree, JailError, Jailer, Usage, cgroup_usage};
-use holdfast_model::{
-    Event, GroupKey, Mib, SandboxId, SandboxSpec, State, StopReason, id::ID_BYTES,
-    sandbox::ImageSource,
-};
+use holdfast_model::{Event, GroupKey, Mib, SandboxId, SandboxSpec, State, sandbox::ImageSource};
 use holdfast_scheduler::{Capacity, Factors, Refusals, Scheduler};
 use holdfast_store::{DiskImageState, Intent, Operation, Put, SandboxRecord, Store, StoreError};
 use holdfast_wire::{
@@ -29,15 +26,15 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use super::{
-    BootPhases, CreateError, DeleteError, ExecError, ExecSession, FileReader, ResumeError,
-    StartError, SuspendError,
+    BootPhases, CreateError, DeleteError, ExecError, ExecSession, FileReader, StartError,
     disk::Disks,
-    driver::{Ask, Beginning, Driver, Ending, INBOX_MAX, Launch, Live, Node, Status},
+    driver::{Ask, Beginning, Driver, Ending, INBOX_MAX, Launch, Node},
     launch::launches_max,
     limits::{self, DiskBound, Traffic},
     now_ms,
     recover::{self, Recovered},
     snapshots::Snapshots,
+    status::{Live, Status},
     uid::Uids,
 };
 use crate::{
@@ -47,6 +44,7 @@ use crate::{
     fault::{self, Point},
     images::{Images, Located},
     metrics::Metrics,
+    random::random_id,
 };
 
 /// How long a create waits for the sandbox to run before it answers Creating.
@@ -54,12 +52,6 @@ const CREATE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a delete waits until nothing is left.
 const DELETE_PATIENCE: Duration = Duration::from_secs(30);
-
-/// How long a suspend is waited for. It goes on after that.
-const SUSPEND_PATIENCE: Duration = Duration::from_secs(30);
-
-/// How long a resume is waited for, by whoever asked or needs the sandbox.
-const RESUME_PATIENCE: Duration = Duration::from_secs(60);
 
 /// VMMs that are asked for their counters at once.
 const COUNTED_AT_ONCE: usize = 16;
@@ -77,24 +69,24 @@ pub struct Parts<'a> {
 
 /// One sandbox as the registry knows it.
 #[derive(Debug, Clone)]
-struct Handle {
-    inbox: mpsc::Sender<Ask>,
-    status: watch::Receiver<Status>,
+pub(super) struct Handle {
+    pub(super) inbox: mpsc::Sender<Ask>,
+    pub(super) status: watch::Receiver<Status>,
 }
 
 #[derive(Debug, Default)]
-struct Table {
+pub(super) struct Table {
     handles: HashMap<SandboxId, Handle>,
     /// No new ones any more.
-    stopping: bool,
+    pub(super) stopping: bool,
 }
 
 pub struct Registry {
-    node: Arc<Node>,
-    scheduler: Arc<Scheduler>,
+    pub(super) node: Arc<Node>,
+    pub(super) scheduler: Arc<Scheduler>,
     table: Arc<Mutex<Table>>,
     drivers: TaskTracker,
-    state_folder: PathBuf,
+    pub(super) state_folder: PathBuf,
     /// When the VMMs were last asked for their counters.
     last_count: tokio::sync::Mutex<Option<Instant>>,
 }
@@ -229,7 +221,7 @@ impl Registry {
         let image = self.resolve(&group, &spec.image).await?;
         let demand = limits::demand(spec.resources);
         let record = SandboxRecord {
-            id: new_id().map_err(CreateError::Random)?,
+            id: SandboxId::from_random(random_id().map_err(CreateError::Random)?),
             group,
             spec,
             state: State::Creating,
@@ -323,101 +315,6 @@ impl Registry {
             Ok(Err(_)) if self.node.store.sandbox(id)?.is_none() => Ok(()),
             _ => Err(DeleteError::Slow { id: id.clone(), waited: DELETE_PATIENCE }),
         }
-    }
-
-    /// Suspends the sandbox, and answers when it is Suspended, or after a while when it is not yet.
-    /// One that is Suspended already is left so.
-    pub async fn suspend(&self, id: &SandboxId) -> Result<(), SuspendError> {
-        let mut handle =
-            self.handle(id).ok_or_else(|| SuspendError::NotFound { id: id.clone() })?;
-        match handle.status.borrow().state {
-            State::Running | State::Stopping => {}
-            State::Suspended => return Ok(()),
-            state => return Err(SuspendError::NotRunning { id: id.clone(), state }),
-        }
-        let before = handle.status.borrow_and_update().refusals.count;
-        // A full inbox holds asks that end it.
-        let _ = handle.inbox.try_send(Ask::Suspend(StopReason::Asked));
-        let patience = timeout(SUSPEND_PATIENCE, async {
-            while handle.status.changed().await.is_ok() {
-                let status = handle.status.borrow_and_update();
-                match (status.state, status.refusals.since(before)) {
-                    (State::Running, Some(reason)) => return Some(reason.to_owned()),
-                    (State::Stopping | State::Running, _) => {}
-                    (State::Suspended, _) if !status.returned => {}
-                    _ => return None,
-                }
-            }
-            None
-        });
-        match patience.await {
-            Ok(Some(reason)) => Err(SuspendError::Failed { id: id.clone(), reason }),
-            Ok(None) | Err(_) => Ok(()),
-        }
-    }
-
-    /// Has a suspended sandbox go on, and answers when it runs.
-    pub async fn resume(&self, id: &SandboxId) -> Result<(), ResumeError> {
-        let mut handle = self.handle(id).ok_or_else(|| ResumeError::NotFound { id: id.clone() })?;
-        let slow = |state| ResumeError::Slow { id: id.clone(), state, waited: RESUME_PATIENCE };
-        // One that is just being suspended is waited for.
-        let settled = |status: &Status| status.gone || status.state != State::Stopping;
-        let before = handle.status.borrow().refusals.count;
-        let state = match timeout(RESUME_PATIENCE, handle.status.wait_for(settled)).await {
-            Ok(Ok(status)) => status.state,
-            Ok(Err(_)) => return Err(ResumeError::NotFound { id: id.clone() }),
-            Err(_) => return Err(slow(State::Stopping)),
-        };
-        match state {
-            // Another call is at it: its outcome is this one's.
-            State::Resuming => {}
-            State::Suspended => {
-                let launch = self.launch_again(id).await?;
-                let _ = handle.inbox.try_send(Ask::Resume(Box::new(launch)));
-            }
-            state => return Err(ResumeError::NotSuspended { id: id.clone(), state }),
-        }
-        let outcome = timeout(RESUME_PATIENCE, async {
-            loop {
-                {
-                    let status = handle.status.borrow_and_update();
-                    match (status.state, status.refusals.since(before)) {
-                        (State::Running, _) if status.live.is_some() => return Ok(()),
-                        (State::Suspended, Some(reason)) => {
-                            let (id, reason) = (id.clone(), reason.to_owned());
-                            return Err(ResumeError::Failed { id, reason });
-                        }
-                        (State::Deleting | State::Failed, _) => {
-                            let (id, state) = (id.clone(), status.state);
-                            return Err(ResumeError::NotSuspended { id, state });
-                        }
-                        _ => {}
-                    }
-                }
-                if handle.status.changed().await.is_err() {
-                    return Err(ResumeError::NotFound { id: id.clone() });
-                }
-            }
-        });
-        match outcome.await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(slow(State::Resuming)),
-        }
-    }
-
-    /// What a suspended sandbox needs again.
-    async fn launch_again(&self, id: &SandboxId) -> Result<Launch, ResumeError> {
-        if self.table().stopping {
-            return Err(ResumeError::Stopping);
-        }
-        let record = self.node.store.sandbox(id)?;
-        let record = record.ok_or_else(|| ResumeError::NotFound { id: id.clone() })?;
-        let image = self.node.images.locate(record.image).await;
-        let image = image.map_err(ResumeError::ImageStore)?;
-        let image = image.ok_or(ResumeError::NoImage { digest: record.image })?;
-        let free = free_disk(&self.state_folder).map_err(ResumeError::Disk)?;
-        let reservation = self.scheduler.admit(limits::demand(record.spec.resources), free)?;
-        Ok(Launch { image, reservation, intent: Intent::new(id, Operation::Create) })
     }
 
     pub fn get(&self, id: &SandboxId) -> Result<Option<SandboxRecord>, StoreError> {
@@ -560,24 +457,7 @@ impl Registry {
         self.drivers.wait().await;
     }
 
-    /// The way into a sandbox that runs, or that is woken for this.
-    async fn awake(&self, id: &SandboxId) -> Result<Arc<Live>, ExecError> {
-        match self.live(id) {
-            Err(ExecError::NotRunning {
-                state: State::Suspended | State::Stopping | State::Resuming,
-                ..
-            }) => match self.resume(id).await {
-                // It was not suspended after all, or somebody else woke it.
-                Ok(()) | Err(ResumeError::NotSuspended { state: State::Running, .. }) => {
-                    self.live(id)
-                }
-                Err(error) => Err(Box::new(error).into()),
-            },
-            live => live,
-        }
-    }
-
-    fn live(&self, id: &SandboxId) -> Result<Arc<Live>, ExecError> {
+    pub(super) fn live(&self, id: &SandboxId) -> Result<Arc<Live>, ExecError> {
         let handle = self.handle(id).ok_or_else(|| ExecError::NotFound { id: id.clone() })?;
         let status = handle.status.borrow();
         // Not by its state: the record, from which a caller may know that it is Running, says so a
@@ -586,23 +466,17 @@ impl Registry {
         status.live.clone().ok_or_else(not_running)
     }
 
-    fn handle(&self, id: &SandboxId) -> Option<Handle> {
+    pub(super) fn handle(&self, id: &SandboxId) -> Option<Handle> {
         self.table().handles.get(id).cloned()
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
+    pub(super) fn table(&self) -> MutexGuard<'_, Table> {
         // Nothing that holds the lock can panic half way through a change.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn new_id() -> io::Result<SandboxId> {
-    let mut random = [0; ID_BYTES];
-    getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
-    Ok(SandboxId::from_random(random))
-}
-
-fn free_disk(folder: &Path) -> io::Result<Mib> {
+pub(super) fn free_disk(folder: &Path) -> io::Result<Mib> {
     let stat = rustix::fs::statvfs(folder)?;
     let mib = stat.f_bavail.saturating_mul(stat.f_frsize) / Mib(1).bytes();
     Ok(Mib(u32::try_from(mib).unwrap_or(u32::MAX)))

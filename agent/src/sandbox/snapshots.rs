@@ -19,8 +19,8 @@ use holdfast_store::{Store, StoreError};
 use log::{info, warn};
 
 use super::{
-    disk::clone,
-    memory::{Fill, GuestMemory},
+    disk::{self, DiskError, clone},
+    memory::GuestMemory,
 };
 use crate::{
     durable::{self, Readers},
@@ -38,13 +38,8 @@ pub enum SaveError {
     Snapshot(#[from] SnapshotError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Folder(#[from] DiskError),
     #[error("{} holds no key of {KEY_BYTES} bytes", path.display())]
     NodeKey { path: PathBuf },
     #[error("the key of group {group} was wrapped by another node's key")]
@@ -56,8 +51,8 @@ pub enum SaveError {
 }
 
 fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> SaveError {
-    let path = path.to_owned();
-    move |source| SaveError::Io { action, path: path.clone(), source }
+    let failed = disk::failed(action, path);
+    move |source| failed(source).into()
 }
 
 /// All of them. Calls block.
@@ -136,15 +131,14 @@ impl Snapshots {
         let path = self.memory_path(&id);
         // From here on its drop cleans up.
         let mut copied =
-            Copied { memory: new_file(&path)?, id, folder, parent: None, committed: false };
+            Copied { memory: disk::new(&path)?, id, folder, parent: None, committed: false };
         let below = parent.and_then(|parent| fs::File::open(self.memory_path(parent)).ok());
-        let fill: Fill = clone;
-        let changed = memory.copy(&copied.memory, below.as_ref().map(|below| (below, fill)));
+        let changed = memory.copy(&copied.memory, below.as_ref());
         let changed = changed.map_err(failed("copy guest memory to", &path))?;
         copied.parent = parent.cloned().zip(changed);
 
         let to = copied.folder.join(DISK_FILE);
-        let saved = new_file(&to)?;
+        let saved = disk::new(&to)?;
         let from = fs::File::open(disk).map_err(failed("open", disk))?;
         clone(&from, &saved).map_err(failed("copy the disk to", &to))?;
         Ok(copied)
@@ -203,7 +197,7 @@ impl Snapshots {
                 let draft = path.with_extension("draft");
                 // One that an earlier attempt left is of no use.
                 let _ = fs::remove_file(&draft);
-                let file = new_file(&draft)?;
+                let file = disk::new(&draft)?;
                 snapshot.image(&self.pieces, &key, MEMORY)?.restore(file.file())?;
                 fs::rename(&draft, &path).map_err(failed("rename", &draft))?;
                 fs::File::open(&path).map_err(failed("open", &path))?
@@ -284,14 +278,6 @@ impl Snapshots {
     }
 }
 
-fn new_file(path: &Path) -> Result<fs::File, SaveError> {
-    use fs_err::os::unix::fs::OpenOptionsExt;
-    // Guest memory and disks hold secrets.
-    let mut options = fs::OpenOptions::new();
-    let options = options.read(true).write(true).create_new(true).mode(0o600);
-    options.open(path).map_err(failed("make", path))
-}
-
 /// The node's key, made at the first start.
 fn node_key(path: &Path) -> Result<Key, SaveError> {
     let bytes = match fs::read(path) {
@@ -334,7 +320,7 @@ mod tests {
     fn copied(snapshots: &Snapshots, id: SnapshotId, text: &[u8]) -> Copied {
         let folder = snapshots.folder(&id);
         fs::create_dir_all(&folder).unwrap();
-        let memory = new_file(&snapshots.memory_path(&id)).unwrap();
+        let memory = disk::new(&snapshots.memory_path(&id)).unwrap();
         memory.set_len(1 << 20).unwrap();
         memory.file().write_all_at(text, 8192).unwrap();
         fs::write(folder.join(DISK_FILE), "disk").unwrap();

@@ -6,23 +6,25 @@
 
 use std::sync::Arc;
 
-use holdfast_model::{Event, SnapshotId, State, StopReason, id::ID_BYTES};
+use holdfast_model::{Event, SnapshotId, State, StopReason};
 use holdfast_store::Saved;
 use holdfast_wire::vmm::{Reply, ToVmm};
 use log::{info, warn};
 
 use super::{
     SuspendError,
-    driver::{Booting, Driver, Launch, Live, Parted, ending},
+    driver::{Booting, Driver, Parted, Wake, ending},
     launch::{self, Lent, Machine, ms_since},
     memory::GuestMemory,
     now_ms,
     snapshots::TakenUp,
+    status::Live,
 };
 use crate::{
     blocking::off_thread,
     error_chain::error_chain,
     fault::{self, Point},
+    random::random_id,
 };
 
 impl Driver {
@@ -70,7 +72,7 @@ impl Driver {
         live: &Live,
         reason: StopReason,
     ) -> Result<Saved, SuspendError> {
-        let snapshot = new_snapshot_id()?;
+        let snapshot = SnapshotId::from_random(random_id().map_err(SuspendError::Random)?);
         let refused = |reason| SuspendError::Refused { reason };
         live.control.demand(ToVmm::Pause).await?.map_err(refused)?;
         let state = match live.control.ask(ToVmm::Save).await? {
@@ -104,9 +106,9 @@ impl Driver {
     }
 
     /// From a snapshot to the end of what runs then.
-    pub(super) async fn resume(&mut self, launch: Launch) -> Parted {
+    pub(super) async fn resume(&mut self, wake: Wake) -> Parted {
         let Some(saved) = self.record.saved.clone() else { return Parted::Ended };
-        let Launch { image, reservation, .. } = launch;
+        let Wake { image, reservation } = wake;
         let lent = Lent { uid: self.node.uids.lease(), reservation };
         self.record.uid = Some(lent.uid.uid());
         self.change(Event::Resume, None).await;
@@ -174,10 +176,4 @@ impl Driver {
     pub(super) fn is_suspended(&self) -> bool {
         self.record.state == State::Suspended
     }
-}
-
-fn new_snapshot_id() -> Result<SnapshotId, SuspendError> {
-    let mut random = [0; ID_BYTES];
-    getrandom::fill(&mut random).map_err(|error| SuspendError::Random(error.to_string()))?;
-    Ok(SnapshotId::from_random(random))
 }

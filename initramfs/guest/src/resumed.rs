@@ -9,21 +9,18 @@ use crate::failure::{from_io, invalid};
 /// Nanoseconds by which the clock may be off: what a call takes.
 const SKEW_NS_MAX: u64 = 1_000_000;
 
-const SECOND_NS: u64 = 1_000_000_000;
+const SECOND_NS: i64 = 1_000_000_000;
 
 /// Sets the time of day to `unix_ns` nanoseconds since 1970, unless it is that already. Gives how
 /// far it was behind, in nanoseconds; negative if it was ahead.
 pub(crate) fn set_clock(unix_ns: u64) -> Result<i64, Failure> {
-    let beyond = |_| invalid(format!("{unix_ns} ns since 1970 is no time of day"));
-    let wanted = i64::try_from(unix_ns).map_err(beyond)?;
+    let wanted = i64::try_from(unix_ns)
+        .map_err(|_| invalid(format!("{unix_ns} ns since 1970 is no time of day")))?;
     let now = clock_gettime(ClockId::Realtime);
-    let now = now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec);
+    let now = now.tv_sec.saturating_mul(SECOND_NS).saturating_add(now.tv_nsec);
     let skew = wanted.saturating_sub(now);
     if skew.unsigned_abs() > SKEW_NS_MAX {
-        let time = Timespec {
-            tv_sec: i64::try_from(unix_ns / SECOND_NS).map_err(beyond)?,
-            tv_nsec: i64::try_from(unix_ns % SECOND_NS).map_err(beyond)?,
-        };
+        let time = Timespec { tv_sec: wanted / SECOND_NS, tv_nsec: wanted % SECOND_NS };
         clock_settime(ClockId::Realtime, time)
             .map_err(|error| from_io("cannot set the clock", &error.into()))?;
     }

@@ -1,0 +1,139 @@
+//! The registry's side of suspend and resume: who asks, who waits, and who is woken for what.
+
+use std::{sync::Arc, time::Duration};
+
+use holdfast_model::{SandboxId, State, StopReason};
+use tokio::time::timeout;
+
+use super::{
+    ExecError, ResumeError, SuspendError,
+    driver::{Ask, Wake},
+    limits,
+    registry::{Registry, free_disk},
+    status::{Live, Status},
+};
+
+/// How long a suspend is waited for. It goes on after that.
+const SUSPEND_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a resume is waited for, by whoever asked or needs the sandbox.
+const RESUME_PATIENCE: Duration = Duration::from_secs(60);
+
+impl Registry {
+    /// Suspends the sandbox, and answers when it is Suspended, or after a while when it is not yet.
+    /// One that is Suspended already is left so.
+    pub async fn suspend(&self, id: &SandboxId) -> Result<(), SuspendError> {
+        let mut handle =
+            self.handle(id).ok_or_else(|| SuspendError::NotFound { id: id.clone() })?;
+        match handle.status.borrow().state {
+            State::Running | State::Stopping => {}
+            State::Suspended => return Ok(()),
+            state => return Err(SuspendError::NotRunning { id: id.clone(), state }),
+        }
+        let before = handle.status.borrow_and_update().refusals.count;
+        // A full inbox holds asks that end it.
+        let _ = handle.inbox.try_send(Ask::Suspend(StopReason::Asked));
+        let patience = timeout(SUSPEND_PATIENCE, async {
+            while handle.status.changed().await.is_ok() {
+                let status = handle.status.borrow_and_update();
+                match (status.state, status.refusals.since(before)) {
+                    (State::Running, Some(reason)) => {
+                        let (id, reason) = (id.clone(), reason.to_owned());
+                        return Err(SuspendError::Failed { id, reason });
+                    }
+                    // Its microVM ended before it stood still, or somebody deletes it.
+                    (state @ (State::Failed | State::Deleting), _) => {
+                        return Err(SuspendError::NotRunning { id: id.clone(), state });
+                    }
+                    (State::Stopping | State::Running, _) => {}
+                    (State::Suspended, _) if !status.returned => {}
+                    _ => break,
+                }
+            }
+            Ok(())
+        });
+        // It goes on after that; whoever wants to know looks at its state.
+        patience.await.unwrap_or(Ok(()))
+    }
+
+    /// Has a suspended sandbox go on, and answers when it runs.
+    pub async fn resume(&self, id: &SandboxId) -> Result<(), ResumeError> {
+        let mut handle = self.handle(id).ok_or_else(|| ResumeError::NotFound { id: id.clone() })?;
+        let slow = |state| ResumeError::Slow { id: id.clone(), state, waited: RESUME_PATIENCE };
+        // One that is just being suspended is waited for.
+        let settled = |status: &Status| status.gone || status.state != State::Stopping;
+        let before = handle.status.borrow().refusals.count;
+        let state = match timeout(RESUME_PATIENCE, handle.status.wait_for(settled)).await {
+            Ok(Ok(status)) => status.state,
+            Ok(Err(_)) => return Err(ResumeError::NotFound { id: id.clone() }),
+            Err(_) => return Err(slow(State::Stopping)),
+        };
+        match state {
+            // Another call is at it: its outcome is this one's.
+            State::Resuming => {}
+            State::Suspended => {
+                let wake = self.what_a_resume_needs(id).await?;
+                let _ = handle.inbox.try_send(Ask::Resume(Box::new(wake)));
+            }
+            state => return Err(ResumeError::NotSuspended { id: id.clone(), state }),
+        }
+        let outcome = timeout(RESUME_PATIENCE, async {
+            loop {
+                {
+                    let status = handle.status.borrow_and_update();
+                    match (status.state, status.refusals.since(before)) {
+                        (State::Running, _) if status.live.is_some() => return Ok(()),
+                        (State::Suspended, Some(reason)) => {
+                            let (id, reason) = (id.clone(), reason.to_owned());
+                            return Err(ResumeError::Failed { id, reason });
+                        }
+                        (State::Deleting | State::Failed, _) => {
+                            let (id, state) = (id.clone(), status.state);
+                            return Err(ResumeError::NotSuspended { id, state });
+                        }
+                        _ => {}
+                    }
+                }
+                if handle.status.changed().await.is_err() {
+                    return Err(ResumeError::NotFound { id: id.clone() });
+                }
+            }
+        });
+        match outcome.await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(slow(State::Resuming)),
+        }
+    }
+
+    /// What a suspended sandbox needs again.
+    async fn what_a_resume_needs(&self, id: &SandboxId) -> Result<Wake, ResumeError> {
+        if self.table().stopping {
+            return Err(ResumeError::Stopping);
+        }
+        let record = self.node.store.sandbox(id)?;
+        let record = record.ok_or_else(|| ResumeError::NotFound { id: id.clone() })?;
+        let image = self.node.images.locate(record.image).await;
+        let image = image.map_err(ResumeError::ImageStore)?;
+        let image = image.ok_or(ResumeError::NoImage { digest: record.image })?;
+        let free = free_disk(&self.state_folder).map_err(ResumeError::Disk)?;
+        let reservation = self.scheduler.admit(limits::demand(record.spec.resources), free)?;
+        Ok(Wake { image, reservation })
+    }
+
+    /// The way into a sandbox that runs, or that is woken for this.
+    pub(super) async fn awake(&self, id: &SandboxId) -> Result<Arc<Live>, ExecError> {
+        match self.live(id) {
+            Err(ExecError::NotRunning {
+                state: State::Suspended | State::Stopping | State::Resuming,
+                ..
+            }) => match self.resume(id).await {
+                // It was not suspended after all, or somebody else woke it.
+                Ok(()) | Err(ResumeError::NotSuspended { state: State::Running, .. }) => {
+                    self.live(id)
+                }
+                Err(error) => Err(Box::new(error).into()),
+            },
+            live => live,
+        }
+    }
+}
