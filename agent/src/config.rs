@@ -26,6 +26,7 @@ pub struct Config {
     pub host: Host,
     pub registries: Registries,
     pub images: Images,
+    pub snapshots: Snapshots,
     pub limits: Limits,
 }
 
@@ -106,6 +107,13 @@ pub struct Images {
     pub gc_above_percent: u8,
 }
 
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Snapshots {
+    /// MiB of memory files, from which sandboxes go on at once. 0 is a quarter of the file system.
+    pub hot_mib: u32,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
@@ -113,6 +121,8 @@ pub struct Limits {
     pub connections_max: u32,
     /// Sandboxes on this node, in whatever state.
     pub sandboxes_max: u32,
+    /// Snapshots that clients asked for and that are there.
+    pub snapshots_max: u32,
     /// MiB of one file written through the API.
     pub file_mib_max: u32,
     /// MiB of one imported image archive.
@@ -173,6 +183,7 @@ impl Default for Limits {
         Self {
             connections_max: 1024,
             sandboxes_max: 1000,
+            snapshots_max: 1000,
             file_mib_max: 1024,
             archive_mib_max: 16 * 1024,
             // A quarter of a slow NVMe drive's bandwidth: four busy sandboxes of one CPU fill it,

@@ -59,6 +59,12 @@ points! {
     ResumeRestored = "resume.restored",
     /// The record says Running; nobody was told.
     ResumeRunning = "resume.running",
+    /// A sandbox that is to be saved runs on; nothing of its copy is durable.
+    SnapshotCopied = "snapshot.copied",
+    /// The snapshot is durable; no record names it.
+    SnapshotDurable = "snapshot.durable",
+    /// There is a record of it; nobody was told.
+    SnapshotRecorded = "snapshot.recorded",
     /// A command's call is marked begun; the guest does not know of it.
     ExecBegun = "exec.begun",
     /// The guest runs the command.

@@ -38,6 +38,7 @@ fn sandbox_of(record: &DiskImageRecord, image: Digest) -> SandboxRecord {
         request_id: None,
         uid: None,
         saved: None,
+        from_snapshot: None,
     }
 }
 

@@ -78,10 +78,13 @@ codes! {
     SandboxGroupNotFound = 404,
     SandboxNotFound = 404,
     DiskImageNotFound = 404,
+    SnapshotNotFound = 404,
     FileNotFound = 404,
     /// The call does not fit the sandbox's state.
     SandboxNotRunning = 409,
     SandboxNotSuspended = 409,
+    /// What it is kept as was changed or is gone.
+    SnapshotDamaged = 409,
     SandboxGroupNotEmpty = 409,
     /// The group that every node has.
     SandboxGroupProtected = 409,

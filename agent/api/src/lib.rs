@@ -17,6 +17,7 @@ pub mod node;
 pub mod page;
 pub mod path;
 pub mod sandbox;
+pub mod snapshot;
 pub mod stream;
 
 /// Ids, units and keys that the bodies are made of, for clients that may use this crate alone.

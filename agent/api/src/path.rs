@@ -38,6 +38,33 @@ pub fn files(key: &GroupKey, id: &str) -> String {
     format!("{}/files", sandbox(key, id))
 }
 
+pub fn snapshot_of(key: &GroupKey, id: &str) -> String {
+    format!("{}/snapshot", sandbox(key, id))
+}
+
+/// POST: copies of a sandbox, beside it.
+pub fn fork(key: &GroupKey, id: &str) -> String {
+    format!("/v1{}/fork", sandbox(key, id))
+}
+
+pub fn snapshots(key: &GroupKey) -> String {
+    format!("{}/snapshots", group(key))
+}
+
+pub fn snapshot(key: &GroupKey, id: &str) -> String {
+    format!("{}/snapshots/{id}", group(key))
+}
+
+/// What a snapshot is made of: [`crate::snapshot::SnapshotDetails`].
+pub fn snapshot_details(key: &GroupKey, id: &str) -> String {
+    format!("/v1{}/details", snapshot(key, id))
+}
+
+/// POST: reads all of a snapshot and says whether it is sound.
+pub fn verify(key: &GroupKey, id: &str) -> String {
+    format!("/v1{}/verify", snapshot(key, id))
+}
+
 pub fn disk_images(key: &GroupKey) -> String {
     format!("{}/diskimages", group(key))
 }
@@ -76,6 +103,7 @@ pub const NODE_DOCTOR: &str = "/v1/node/doctor";
 pub const NODE_BUNDLE: &str = "/v1/node/bundle";
 pub const METRICS: &str = "/metrics";
 pub const IMAGES_GC: &str = "/v1/images:gc";
+pub const SNAPSHOTS_GC: &str = "/v1/snapshots:gc";
 pub const CA: &str = "/v1/ca.pem";
 pub const HEALTHZ: &str = "/healthz";
 pub const READYZ: &str = "/readyz";

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use holdfast_model::{
-    DiskImageId, GroupKey, Mib, MilliCpu, Resources, SandboxId, SandboxSpec, State, StopReason,
-    sandbox::ImageSource,
+    DiskImageId, GroupKey, Mib, MilliCpu, Resources, SandboxId, SandboxSpec, SnapshotId, State,
+    StopReason,
+    id::BadId,
+    sandbox::{CloneSpec, ImageSource, NewSandbox},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -15,6 +17,8 @@ use crate::{
     lifecycle::Lifecycle,
     path,
 };
+
+const SNAPSHOT_ID: &str = "sourcesRef.snapshot.id";
 
 /// Bytes of all environment names and values: what Linux lets a program be started with, less room
 /// for the image's own.
@@ -70,9 +74,14 @@ pub struct CreateSandbox {
 pub struct SourcesRef {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_image: Option<DiskImageRef>,
-    /// Not carried out yet.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub snapshot: Option<Value>,
+    pub snapshot: Option<SnapshotRef>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRef {
+    pub id: String,
 }
 
 /// Either an id, or the name of a public image.
@@ -94,6 +103,13 @@ pub struct ResourcesBody {
     pub memory: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
+}
+
+impl From<Resources> for ResourcesBody {
+    fn from(Resources { cpu, memory, disk }: Resources) -> Self {
+        let (cpu, memory, disk) = (cpu.to_string(), memory.to_string(), disk.to_string());
+        Self { cpu, memory, disk: Some(disk) }
+    }
 }
 
 /// One sandbox as every call answers it.
@@ -217,7 +233,7 @@ impl Sandbox {
     pub fn new(
         id: &SandboxId,
         group: &GroupKey,
-        spec: &SandboxSpec,
+        (spec, snapshot): (&SandboxSpec, Option<&SnapshotId>),
         condition: Condition,
         created_at: String,
     ) -> Self {
@@ -229,22 +245,18 @@ impl Sandbox {
                 DiskImageRef { id: None, name: Some(name.clone()), is_public: Some(true) }
             }
         };
-        let Resources { cpu, memory, disk } = spec.resources;
+        let snapshot = snapshot.map(|id| SnapshotRef { id: id.to_string() });
         Self {
             id: id.to_string(),
             state: condition.public_state(),
             state_details: condition.details(),
             labels: spec.labels.clone(),
-            resources: Some(ResourcesBody {
-                cpu: cpu.to_string(),
-                memory: memory.to_string(),
-                disk: Some(disk.to_string()),
-            }),
+            resources: Some(spec.resources.into()),
             environment: spec.environment.clone(),
             sandbox_group_id: Some(path::arm_group(group)),
             // It was written by the conversion below, so it reads back.
             lifecycle: spec.lifecycle_json.as_deref().and_then(|s| serde_json::from_str(s).ok()),
-            sources_ref: Some(SourcesRef { disk_image: Some(disk_image), snapshot: None }),
+            sources_ref: Some(SourcesRef { disk_image: Some(disk_image), snapshot }),
             created_at: Some(created_at),
             entrypoint: spec.entrypoint.clone(),
             cmd: spec.cmd.clone(),
@@ -252,11 +264,58 @@ impl Sandbox {
     }
 }
 
-impl TryFrom<CreateSandbox> for SandboxSpec {
+impl TryFrom<CreateSandbox> for NewSandbox {
     type Error = BadBody;
 
     fn try_from(request: CreateSandbox) -> Result<Self, BadBody> {
         refuse_unsupported(&request)?;
+        match &request.sources_ref {
+            Some(SourcesRef { disk_image: None, snapshot: Some(SnapshotRef { id }) }) => {
+                let snapshot = id
+                    .parse()
+                    .map_err(|error: BadId| BadBody::shape(SNAPSHOT_ID, error.to_string()))?;
+                clone_spec(snapshot, request).map(Self::OfSnapshot)
+            }
+            Some(SourcesRef { snapshot: Some(_), .. }) => {
+                let reason =
+                    "a sandbox is made from a disk image or from a snapshot, not from both";
+                Err(BadBody::shape("sourcesRef", reason))
+            }
+            _ => SandboxSpec::try_from(request).map(Self::OfImage),
+        }
+    }
+}
+
+/// A clone is what its snapshot was: what it has of its own are names and what is done with it.
+fn clone_spec(snapshot: SnapshotId, request: CreateSandbox) -> Result<CloneSpec, BadBody> {
+    let fixed = [
+        ("resources", request.resources.is_some()),
+        ("environment", request.environment.is_some_and(|variables| !variables.is_empty())),
+        ("entrypoint", request.entrypoint.is_some()),
+        ("cmd", request.cmd.is_some()),
+    ];
+    if let Some((field, _)) = fixed.into_iter().find(|(_, given)| *given) {
+        let reason = "is the snapshot's for a sandbox that is made from one: leave it out";
+        return Err(BadBody::shape(field, reason));
+    }
+    let labels = request.labels.unwrap_or_default();
+    labels::check(&labels)?;
+    let lifecycle_json = lifecycle_json(request.lifecycle.as_ref())?;
+    Ok(CloneSpec { snapshot, labels, lifecycle_json })
+}
+
+/// Checked, and as text.
+fn lifecycle_json(lifecycle: Option<&Lifecycle>) -> Result<Option<String>, BadBody> {
+    let Some(lifecycle) = lifecycle else { return Ok(None) };
+    lifecycle.check()?;
+    let text = serde_json::to_string(lifecycle);
+    text.map(Some).map_err(|error| BadBody::shape("lifecycle", error.to_string()))
+}
+
+impl TryFrom<CreateSandbox> for SandboxSpec {
+    type Error = BadBody;
+
+    fn try_from(request: CreateSandbox) -> Result<Self, BadBody> {
         let image = image_source(request.sources_ref)?;
         let resources = match request.resources {
             Some(body) => resources(&body)?,
@@ -268,13 +327,6 @@ impl TryFrom<CreateSandbox> for SandboxSpec {
         check_environment(&environment)?;
         check_arguments("entrypoint", request.entrypoint.as_deref())?;
         check_arguments("cmd", request.cmd.as_deref())?;
-        if let Some(lifecycle) = &request.lifecycle {
-            lifecycle.check()?;
-        }
-        let to_text = |value: &Lifecycle| {
-            serde_json::to_string(value)
-                .map_err(|error| BadBody::shape("lifecycle", error.to_string()))
-        };
         Ok(Self {
             image,
             resources,
@@ -282,17 +334,15 @@ impl TryFrom<CreateSandbox> for SandboxSpec {
             environment,
             entrypoint: request.entrypoint,
             cmd: request.cmd,
-            lifecycle_json: request.lifecycle.as_ref().map(to_text).transpose()?,
+            lifecycle_json: lifecycle_json(request.lifecycle.as_ref())?,
         })
     }
 }
 
 /// Refuses what would be dropped. An empty list and `false` ask for nothing and are let through.
 fn refuse_unsupported(request: &CreateSandbox) -> Result<(), BadBody> {
-    let snapshot = request.sources_ref.as_ref().and_then(|source| source.snapshot.as_ref());
     let fields = [
         ("presetSandboxType", request.preset_sandbox_type.as_ref()),
-        ("sourcesRef.snapshot", snapshot),
         ("connections", request.connections.as_ref()),
         ("egressPolicy", request.egress_policy.as_ref()),
         ("volumes", request.volumes.as_ref()),

@@ -53,6 +53,9 @@ pub(crate) enum Command {
     /// Sandboxes.
     #[command(subcommand)]
     Sandbox(SandboxCommand),
+    /// Snapshots of sandboxes, from which others are made.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Disk images.
     #[command(subcommand)]
     Image(ImageCommand),
@@ -162,6 +165,16 @@ pub(crate) enum SandboxCommand {
         #[arg(required = true)]
         ids: Vec<String>,
     },
+    /// Make copies of a sandbox as it is now, which go on beside it.
+    Fork {
+        id: String,
+        /// How many.
+        #[arg(short = 'n', long, default_value_t = 1)]
+        count: u32,
+        /// Label of each, `name=value`. Repeatable.
+        #[arg(short, long)]
+        label: Vec<String>,
+    },
     /// Delete sandboxes.
     Delete {
         #[arg(required = true)]
@@ -184,8 +197,12 @@ pub(crate) struct Create {
     pub(crate) env: Vec<String>,
     #[command(flatten)]
     pub(crate) registry: Registry,
+    /// Make it from this snapshot: it goes on where that stood, with the snapshot's size.
+    #[arg(long, value_name = "ID", conflicts_with_all = ["image", "cpu", "memory", "disk", "env", "command"])]
+    pub(crate) from_snapshot: Option<String>,
     /// Name of a public image, id of a disk image, or an image reference that is pulled.
-    pub(crate) image: String,
+    #[arg(required_unless_present = "from_snapshot")]
+    pub(crate) image: Option<String>,
     /// Replaces the image's cmd.
     #[arg(last = true)]
     pub(crate) command: Vec<String>,
@@ -202,6 +219,42 @@ pub(crate) struct Exec {
     /// The program and its arguments.
     #[arg(last = true, required = true)]
     pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Make a snapshot of a sandbox that runs or is suspended. It goes on as it was.
+    Create {
+        sandbox: String,
+        /// Kept as the label `name`.
+        #[arg(long)]
+        name: Option<String>,
+        /// Label, `name=value`. Repeatable.
+        #[arg(short, long)]
+        label: Vec<String>,
+    },
+    /// List the group's snapshots.
+    List {
+        /// Only those with this label, `name=value`. Repeatable: all must fit.
+        #[arg(short, long)]
+        label: Vec<String>,
+    },
+    /// Show one snapshot.
+    Get { id: String },
+    /// Show what a snapshot is made of on the node.
+    Inspect { id: String },
+    /// Read all of a snapshot and say whether it is sound.
+    Verify {
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+    /// Delete snapshots. Sandboxes that were made from them stay.
+    Delete {
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+    /// Remove pieces that no snapshot and no sandbox needs.
+    Gc,
 }
 
 #[derive(Debug, Subcommand)]
@@ -270,7 +323,16 @@ mod tests {
 
     #[test]
     fn nonsense_is_a_usage_error() {
-        for line in [&["holdfast"][..], &["holdfast", "fly"], &["holdfast", "run"]] {
+        let create = ["holdfast", "sandbox", "create", "--from-snapshot", "a"];
+        assert!(Args::try_parse_from(create).is_ok());
+        for line in [
+            &["holdfast"][..],
+            &["holdfast", "fly"],
+            &["holdfast", "run"],
+            &create[..3],
+            &[&create[..], &["debian"]].concat(),
+            &[&create[..], &["--cpu", "2"]].concat(),
+        ] {
             assert!(Args::try_parse_from(line).is_err(), "{line:?}");
         }
     }

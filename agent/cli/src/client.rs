@@ -121,6 +121,14 @@ impl Client {
         read(self.send(request).await?).await
     }
 
+    pub(crate) async fn post_body<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, CliError> {
+        read(self.send(self.request(Method::POST, path)?.json(body)).await?).await
+    }
+
     pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
         read(self.send(self.request(Method::POST, path)?).await?).await
     }

@@ -13,6 +13,7 @@ mod node;
 mod output;
 mod run;
 mod sandbox;
+mod snapshot;
 mod socket;
 
 use std::{
@@ -22,7 +23,7 @@ use std::{
 
 use clap::{CommandFactory, Parser};
 
-use args::{Args, Command, ImageCommand, NodeCommand, SandboxCommand};
+use args::{Args, Command, ImageCommand, NodeCommand, SandboxCommand, SnapshotCommand};
 use client::Client;
 use error::CliError;
 
@@ -94,8 +95,25 @@ async fn carry_out(args: Args) -> Result<ExitCode, CliError> {
                 SandboxCommand::Exec(exec) => sandbox::exec(&client, exec).await,
                 SandboxCommand::Suspend { ids } => done(sandbox::suspend(&client, &ids).await),
                 SandboxCommand::Resume { ids } => done(sandbox::resume(&client, &ids).await),
+                SandboxCommand::Fork { id, count, label } => {
+                    done(sandbox::fork(&client, &id, count, &label, output).await)
+                }
                 SandboxCommand::Delete { ids } => done(sandbox::delete(&client, &ids).await),
             }
+        }
+        Command::Snapshot(command) => {
+            let client = Client::new(&args.target)?;
+            done(match command {
+                SnapshotCommand::Create { sandbox, name, label } => {
+                    snapshot::create(&client, &sandbox, name.as_ref(), &label, output).await
+                }
+                SnapshotCommand::List { label } => snapshot::list(&client, &label, output).await,
+                SnapshotCommand::Get { id } => snapshot::get(&client, &id, output).await,
+                SnapshotCommand::Inspect { id } => snapshot::inspect(&client, &id, output).await,
+                SnapshotCommand::Verify { ids } => snapshot::verify(&client, &ids, output).await,
+                SnapshotCommand::Delete { ids } => snapshot::delete(&client, &ids).await,
+                SnapshotCommand::Gc => snapshot::gc(&client, output).await,
+            })
         }
         Command::Image(command) => {
             let client = Client::new(&args.target)?;

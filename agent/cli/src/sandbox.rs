@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 use holdfast_api::{
     path,
-    sandbox::{CreateSandbox, PublicState, ResourcesBody, Sandbox, SourcesRef},
+    sandbox::{CreateSandbox, PublicState, ResourcesBody, Sandbox, SnapshotRef, SourcesRef},
+    snapshot::{Fork, Forked},
     stream::Command,
 };
 
@@ -12,7 +13,7 @@ use crate::{
     args::{Create, Exec, Output, Size},
     client::Client,
     error::CliError,
-    exec, image, output,
+    exec, image, output, snapshot,
 };
 
 /// Between two looks at a sandbox that is being made.
@@ -46,7 +47,15 @@ pub(crate) async fn create(
     create: Create,
     output: Output,
 ) -> Result<(), CliError> {
-    let image = image::resolve(client, &create.image, &create.registry).await?;
+    let labels = labels(&create.label, create.name.as_ref())?;
+    if let Some(id) = &create.from_snapshot {
+        let snapshot = Some(SnapshotRef { id: snapshot::parsed(id)?.to_string() });
+        let sources_ref = Some(SourcesRef { disk_image: None, snapshot });
+        let request = CreateSandbox { sources_ref, labels, ..CreateSandbox::default() };
+        return made(client, &request, output).await;
+    }
+    let image = create.image.as_deref().unwrap_or_default();
+    let image = image::resolve(client, image, &create.registry).await?;
     let environment: BTreeMap<_, _> = create
         .env
         .iter()
@@ -59,16 +68,41 @@ pub(crate) async fn create(
     let request = CreateSandbox {
         sources_ref: Some(SourcesRef { disk_image: Some(image), snapshot: None }),
         resources: Some(resources(&create.size)),
-        labels: labels(&create.label, create.name.as_ref())?,
+        labels,
         environment: (!environment.is_empty()).then_some(environment),
         cmd: (!create.command.is_empty()).then_some(create.command),
         ..CreateSandbox::default()
     };
-    let sandbox: Sandbox = client.put(&path::sandboxes(&client.group), &request).await?;
+    made(client, &request, output).await
+}
+
+async fn made(client: &Client, request: &CreateSandbox, output: Output) -> Result<(), CliError> {
+    let sandbox: Sandbox = client.put(&path::sandboxes(&client.group), request).await?;
     let sandbox = wait(client, sandbox).await?;
     match output {
         Output::Json => output::json(&sandbox),
         Output::Table => output::line(&sandbox.id),
+    }
+}
+
+pub(crate) async fn fork(
+    client: &Client,
+    id: &str,
+    count: u32,
+    label: &[String],
+    output: Output,
+) -> Result<(), CliError> {
+    // An id that is none is refused here: it could name another path.
+    one(client, id)?;
+    let request = Fork { count, labels: labels(label, None)? };
+    let forked: Forked = client.post_body(&path::fork(&client.group, id), &request).await?;
+    let mut sandboxes = Vec::with_capacity(forked.value.len());
+    for sandbox in forked.value {
+        sandboxes.push(wait(client, sandbox).await?);
+    }
+    match output {
+        Output::Json => output::json(&sandboxes),
+        Output::Table => sandboxes.iter().try_for_each(|sandbox| output::line(&sandbox.id)),
     }
 }
 
@@ -89,13 +123,7 @@ pub(crate) async fn list(
     label: &[String],
     output: Output,
 ) -> Result<(), CliError> {
-    // Checked here, since a filter with a typing error would list everything.
-    labels(label, None)?;
-    let mut path = path::sandboxes(&client.group);
-    if !label.is_empty() {
-        let pairs: Vec<_> = label.iter().map(|pair| percent(pair)).collect();
-        path = format!("{path}?labels={}", pairs.join(","));
-    }
+    let path = filtered(path::sandboxes(&client.group), label)?;
     let sandboxes: Vec<Sandbox> = client.get_all(&path).await?;
     output::list(output, &sandboxes, &["ID", "STATE", "NAME", "CPU", "MEMORY", "CREATED"], |s| {
         let (cpu, memory) = s
@@ -106,6 +134,17 @@ pub(crate) async fn list(
         let created = s.created_at.clone().unwrap_or_default();
         vec![s.id.clone(), s.state.as_str().to_owned(), name, cpu, memory, created]
     })
+}
+
+/// The path of a list of what has all these labels.
+pub(crate) fn filtered(path: String, label: &[String]) -> Result<String, CliError> {
+    // Checked here, since a filter with a typing error would list everything.
+    labels(label, None)?;
+    if label.is_empty() {
+        return Ok(path);
+    }
+    let pairs: Vec<_> = label.iter().map(|pair| percent(pair)).collect();
+    Ok(format!("{path}?labels={}", pairs.join(",")))
 }
 
 /// Escapes what would end a query parameter or be read as another character.
@@ -209,7 +248,7 @@ pub(crate) async fn delete(client: &Client, ids: &[String]) -> Result<(), CliErr
 }
 
 /// The path of one sandbox. An id that is none is refused here: it could name another path.
-fn one(client: &Client, id: &str) -> Result<String, CliError> {
+pub(crate) fn one(client: &Client, id: &str) -> Result<String, CliError> {
     let parsed = id.parse::<holdfast_api::model::SandboxId>();
     parsed
         .map(|id| path::sandbox(&client.group, id.as_str()))

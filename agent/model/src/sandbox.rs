@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DiskImageId, Mib, MilliCpu};
+use crate::{DiskImageId, Mib, MilliCpu, SnapshotId};
 
 /// CPU, memory and disk of one sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,8 +72,31 @@ pub struct SandboxSpec {
     pub entrypoint: Option<Vec<String>>,
     /// `None`: the image's.
     pub cmd: Option<Vec<String>>,
-    /// As the client sent it, returned as it came: acted on when suspend is built.
+    /// As the client sent it, returned as it came.
     pub lifecycle_json: Option<String>,
+}
+
+/// What a sandbox is to be that is made from a snapshot. The rest is as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CloneSpec {
+    pub snapshot: SnapshotId,
+    /// Those of the sandbox that was saved are that one's own.
+    pub labels: BTreeMap<String, String>,
+    /// `None`: as it was.
+    pub lifecycle_json: Option<String>,
+}
+
+/// What a new sandbox is asked to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NewSandbox {
+    OfImage(SandboxSpec),
+    OfSnapshot(CloneSpec),
+}
+
+impl From<SandboxSpec> for NewSandbox {
+    fn from(spec: SandboxSpec) -> Self {
+        Self::OfImage(spec)
+    }
 }
 
 #[cfg(test)]

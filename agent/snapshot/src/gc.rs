@@ -32,11 +32,7 @@ pub fn collect(store: &dyn PieceStore, age_s: u64) -> Result<Collected, Snapshot
         };
         let manifest = Manifest::decode_unauthenticated(&id, &bytes)?;
         collected.snapshots += 1;
-        used.extend(manifest.state.iter().map(|state| (Kind::State, state.name)));
-        for layer in manifest.images.values().flat_map(|image| &image.layers) {
-            used.insert((Kind::Layer, layer.name));
-            used.extend(layer.segments.iter().map(|name| (Kind::Segment, *name)));
-        }
+        used.extend(manifest.pieces());
     }
     for (kind, name) in old {
         if used.contains(&(kind, name)) {

@@ -1,12 +1,12 @@
 //! The manifest: what a snapshot is made of. JSON on one line, then a line with its BLAKE3 under the
 //! group's key.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Name, PAGE_BYTES, Part, SnapshotError,
+    Kind, Name, PAGE_BYTES, Part, SnapshotError,
     key::{Key, Salt16},
 };
 
@@ -69,6 +69,17 @@ impl Manifest {
             return Err(SnapshotError::TooLarge { part: part(), found, max: MANIFEST_BYTES_MAX });
         }
         Ok(bytes)
+    }
+
+    /// All pieces it needs, each once.
+    pub fn pieces(&self) -> BTreeSet<(Kind, Name)> {
+        let mut pieces: BTreeSet<_> =
+            self.state.iter().map(|state| (Kind::State, state.name)).collect();
+        for layer in self.images.values().flat_map(|image| &image.layers) {
+            pieces.insert((Kind::Layer, layer.name));
+            pieces.extend(layer.segments.iter().map(|name| (Kind::Segment, *name)));
+        }
+        pieces
     }
 
     /// What it says, believed only as far as a collection needs: nobody's word is taken for it.

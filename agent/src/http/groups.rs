@@ -96,6 +96,7 @@ pub(super) async fn delete(State(app): State<Arc<App>>, GroupName(key): GroupNam
     let _alone = app.making.write().await;
     let counts = [
         ("sandboxes", app.store.sandboxes(&key)?.len()),
+        ("snapshots", app.store.snapshots(&key)?.len()),
         ("disk images", app.store.disk_images(&key)?.len()),
     ];
     let held: Vec<String> = counts

@@ -19,6 +19,7 @@ mod request;
 mod router;
 mod sandboxes;
 pub(crate) mod server;
+mod snapshots;
 
 use std::{
     sync::{Arc, atomic::AtomicBool},

@@ -16,7 +16,10 @@ use log::error;
 use crate::{
     error_chain::error_chain,
     images::{GcError, ImageError},
-    sandbox::{CreateError, DeleteError, ExecError, ResumeError, SuspendError},
+    sandbox::{
+        CreateError, DeleteError, ExecError, ForkError, ResumeError, SaveError, SnapshotCallError,
+        SuspendError,
+    },
 };
 
 /// A refused or failed call.
@@ -147,6 +150,7 @@ impl From<CreateError> for Problem {
             CreateError::NoDiskImage { .. } | CreateError::NoPublicImage { .. } => {
                 Code::DiskImageNotFound
             }
+            CreateError::NoSnapshot { .. } => Code::SnapshotNotFound,
             CreateError::DiskImageNotReady { .. } | CreateError::NoImage { .. } => {
                 Code::DiskImageNotReady
             }
@@ -183,6 +187,40 @@ impl From<SuspendError> for Problem {
             _ => return Self::internal(&error, error.hint()),
         };
         Self::new(code, error_chain(&error), error.hint())
+    }
+}
+
+impl From<SnapshotCallError> for Problem {
+    fn from(error: SnapshotCallError) -> Self {
+        match error {
+            SnapshotCallError::TooMany { .. } => {
+                Self::new(Code::NoCapacity, error.to_string(), error.hint())
+            }
+            SnapshotCallError::Suspend(error) => error.into(),
+            SnapshotCallError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<ForkError> for Problem {
+    fn from(error: ForkError) -> Self {
+        match error {
+            ForkError::Suspend(error) => error.into(),
+            ForkError::Create(error) => error.into(),
+            ForkError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<SaveError> for Problem {
+    fn from(error: SaveError) -> Self {
+        match &error {
+            SaveError::Snapshot(_) => {
+                let hint = "its pieces in the state folder were changed or are gone: delete it";
+                Self::new(Code::SnapshotDamaged, error_chain(&error), hint)
+            }
+            _ => Self::internal(&error, "see the node's log and its data partition"),
+        }
     }
 }
 

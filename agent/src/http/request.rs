@@ -10,10 +10,10 @@ use axum::{
 use holdfast_api::{
     REQUEST_ID_BYTES_MAX, REQUEST_ID_HEADER,
     error::Code,
-    model::{DiskImageId, GroupKey, SandboxId},
+    model::{DiskImageId, GroupKey, SandboxId, SnapshotId},
     path,
 };
-use holdfast_store::{DiskImageRecord, SandboxRecord};
+use holdfast_store::{DiskImageRecord, SandboxRecord, SnapshotRecord};
 
 use super::{App, problem::Problem};
 
@@ -108,6 +108,20 @@ impl FromRequestParts<Arc<App>> for OfDiskImage {
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
         let kind = ("disk image", Code::DiskImageNotFound);
         let get = |id: &DiskImageId| Ok(app.images.get(id)?.map(|it| (it.group.clone(), it)));
+        of_group(parts, app, kind, get).await.map(Self)
+    }
+}
+
+/// The path's snapshot, which exists in the path's group.
+pub(super) struct OfSnapshot(pub(super) SnapshotRecord);
+
+impl FromRequestParts<Arc<App>> for OfSnapshot {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let kind = ("snapshot", Code::SnapshotNotFound);
+        let get =
+            |id: &SnapshotId| Ok(app.registry.get_snapshot(id)?.map(|it| (it.group.clone(), it)));
         of_group(parts, app, kind, get).await.map(Self)
     }
 }

@@ -13,15 +13,14 @@ use holdfast_api::{error::Code, path};
 
 use super::{
     App, disk_images, exec, exec_stream, files, groups, guard::guard, metrics, node, node_status,
-    problem::Problem, request::shortened, sandboxes,
+    problem::Problem, request::shortened, sandboxes, snapshots,
 };
 
 const GROUP: &str = "/subscriptions/{sub}/resourceGroups/{rg}/sandboxGroups/{group}";
 
 /// Calls of the contract under a sandbox that this node does not carry out yet.
-const SANDBOX_NOT_YET: [&str; 14] = [
+const SANDBOX_NOT_YET: [&str; 13] = [
     "enable",
-    "snapshot",
     "commit",
     "stats",
     "lifecycle",
@@ -37,9 +36,7 @@ const SANDBOX_NOT_YET: [&str; 14] = [
 ];
 
 /// The same under a group.
-const GROUP_NOT_YET: [&str; 8] = [
-    "snapshots",
-    "snapshots/{id}",
+const GROUP_NOT_YET: [&str; 6] = [
     "volumes",
     "volumes/{name}",
     "secrets",
@@ -74,6 +71,9 @@ fn data_plane() -> Router<Arc<App>> {
         .route(&at("sandboxes/{id}/executeShellCommand"), post(exec::execute))
         .route(&at("sandboxes/{id}/stop"), post(sandboxes::stop))
         .route(&at("sandboxes/{id}/resume"), post(sandboxes::resume))
+        .route(&at("sandboxes/{id}/snapshot"), post(snapshots::create))
+        .route(&at("snapshots"), get(snapshots::list))
+        .route(&at("snapshots/{id}"), get(snapshots::get).delete(snapshots::delete))
         .route(&at("sandboxes/{id}/files"), put(files::write).get(files::read))
         .route(&at("diskimages"), put(disk_images::create).get(disk_images::list))
         .route(&at("diskimages/{id}"), get(disk_images::get).delete(disk_images::delete))
@@ -106,8 +106,12 @@ fn own() -> Router<Arc<App>> {
         .route(path::NODE_DOCTOR, get(node_status::doctor))
         .route(path::NODE_BUNDLE, get(node_status::bundle))
         .route(path::IMAGES_GC, post(disk_images::gc))
+        .route(path::SNAPSHOTS_GC, post(snapshots::gc))
         .route(&at("sandboxes/{id}/details"), get(sandboxes::details))
         .route(&at("sandboxes/{id}/exec"), get(exec_stream::exec))
+        .route(&at("sandboxes/{id}/fork"), post(snapshots::fork))
+        .route(&at("snapshots/{id}/details"), get(snapshots::details))
+        .route(&at("snapshots/{id}/verify"), post(snapshots::verify))
         .route(&at("diskimages/{id}/progress"), get(disk_images::progress))
         .route(&at("images:import"), put(disk_images::import))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{body::Body, extract::State, response::Response};
 use holdfast_api::{
     labels::LabelFilter,
-    model::SandboxSpec,
+    model::sandbox::NewSandbox,
     node::{ExitCounts, Phase, SandboxDetails, VmmDetails},
     sandbox::{Condition, CreateSandbox, Sandbox},
 };
@@ -30,9 +30,9 @@ pub(super) async fn create(
     body: Body,
 ) -> Answer {
     let request: CreateSandbox = body::json(body).await?;
-    let spec = SandboxSpec::try_from(request)?;
+    let new = NewSandbox::try_from(request)?;
     let _making = app.making_in(&group).await?;
-    let record = app.registry.create(group, spec, request_id).await?;
+    let record = app.registry.create(group, new, request_id).await?;
     Ok(json(201, &sandbox(&record)))
 }
 
@@ -108,11 +108,11 @@ fn phases(runtime: &RuntimeDetails) -> Vec<Phase> {
     runtime.phases.list().map(|(name, ms)| Phase { name: name.to_owned(), ms }).into()
 }
 
-fn sandbox(record: &SandboxRecord) -> Sandbox {
+pub(super) fn sandbox(record: &SandboxRecord) -> Sandbox {
     Sandbox::new(
         &record.id,
         &record.group,
-        &record.spec,
+        (&record.spec, record.from_snapshot.as_ref()),
         condition(record),
         rfc3339(record.created_at_ms),
     )
@@ -123,6 +123,10 @@ pub(super) fn condition(record: &SandboxRecord) -> Condition {
     Condition {
         state: record.state,
         failure: record.failure.clone(),
-        stopped: record.saved.as_ref().map(|saved| (saved.reason, rfc3339(saved.at_ms))),
+        stopped: record
+            .saved
+            .as_ref()
+            .filter(|saved| !saved.of_another)
+            .map(|saved| (saved.reason, rfc3339(saved.at_ms))),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use holdfast_model::{DiskImageId, SandboxId};
+use holdfast_model::DiskImageId;
 use holdfast_oci::BadReference;
 use holdfast_store::StoreError;
 
@@ -12,8 +12,8 @@ pub enum ImageError {
     Reference(#[from] BadReference),
     #[error("there is no disk image {id}")]
     NotFound { id: DiskImageId },
-    #[error("disk image {id} is in use by sandbox {sandbox}")]
-    InUse { id: DiskImageId, sandbox: SandboxId },
+    #[error("disk image {id} is in use by {user}")]
+    InUse { id: DiskImageId, user: String },
     #[error("{max} images are being made already")]
     Busy { max: usize },
     #[error("the agent is stopping")]
@@ -33,7 +33,7 @@ impl ImageError {
         match self {
             Self::Reference(error) => error.hint(),
             Self::NotFound { .. } => "list what there is with `holdfast image list`",
-            Self::InUse { .. } => "delete the sandbox first",
+            Self::InUse { .. } => "delete that first",
             Self::Busy { .. } => "wait until one of them is Ready",
             Self::Stopping => "try again when the node is back",
             Self::Store(error) => error.hint(),

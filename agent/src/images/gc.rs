@@ -1,4 +1,4 @@
-//! Removing what no disk image and no sandbox needs.
+//! Removing what no disk image, no sandbox and no snapshot needs.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -23,7 +23,8 @@ pub struct GcReport {
 pub(super) fn referenced(store: &Store) -> Result<BTreeSet<Digest>, GcError> {
     let disk_images = store.all_disk_images()?.into_iter().filter_map(|record| record.digest);
     let sandboxes = store.all_sandboxes()?.into_iter().map(|record| record.image);
-    Ok(disk_images.chain(sandboxes).collect())
+    let snapshots = store.all_snapshots()?.into_iter().map(|record| record.image);
+    Ok(disk_images.chain(sandboxes).chain(snapshots).collect())
 }
 
 /// Removes from the store what is not in `keep`. Runs as the store's owner. Blocks.

@@ -11,7 +11,7 @@ use std::{
 
 use fs_err as fs;
 use holdfast_jail::CgroupTree;
-use holdfast_model::{Digest, DiskImageId, GroupKey, Secret, sandbox::ImageSource};
+use holdfast_model::{Digest, DiskImageId, GroupKey, SandboxSpec, Secret, sandbox::ImageSource};
 use holdfast_oci::Reference;
 use holdfast_store::{DiskImageRecord, DiskImageState, Put, Store, StoreError};
 use holdfast_wire::convert::{Failure, FailureKind, Progress};
@@ -289,14 +289,20 @@ impl Images {
         self.flights().progress(id)
     }
 
-    /// Removes a disk image that no sandbox uses. Its content goes with the next collection.
+    /// Removes a disk image that no sandbox and no snapshot uses. Its content goes with the next
+    /// collection.
     pub async fn delete(&self, id: &DiskImageId) -> Result<(), ImageError> {
         let _alone = self.naming.write().await;
-        let used = self.store.all_sandboxes()?.into_iter();
-        let mut used =
-            used.filter(|s| matches!(&s.spec.image, ImageSource::Disk(own) if own == id));
-        if let Some(sandbox) = used.next() {
-            return Err(ImageError::InUse { id: id.clone(), sandbox: sandbox.id });
+        let made_of =
+            |spec: &SandboxSpec| matches!(&spec.image, ImageSource::Disk(own) if own == id);
+        let sandboxes = self.store.all_sandboxes()?.into_iter();
+        let sandboxes =
+            sandboxes.filter(|it| made_of(&it.spec)).map(|it| format!("sandbox {}", it.id));
+        let snapshots = self.store.all_snapshots()?.into_iter();
+        let snapshots =
+            snapshots.filter(|it| made_of(&it.spec)).map(|it| format!("snapshot {}", it.id));
+        if let Some(user) = sandboxes.chain(snapshots).next() {
+            return Err(ImageError::InUse { id: id.clone(), user });
         }
         let (store, own) = (Arc::clone(&self.store), id.clone());
         let existed = off_thread(move || store.remove_disk_image(&own)).await?;

@@ -14,12 +14,12 @@ use holdfast_store::{Intent, Operation, SandboxRecord, Step, Store, StoreError};
 use holdfast_wire::vmm::{self, Exit};
 use log::{info, warn};
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     time::timeout,
 };
 
 use super::{
-    BootPhases,
+    BootPhases, LaunchError, SuspendError,
     activity::Activity,
     disk::Disks,
     guest::GuestLink,
@@ -28,6 +28,7 @@ use super::{
     now_ms, policy,
     snapshots::Snapshots,
     status::{Live, Refusals, Status, stats},
+    suspend::Kept,
     uid::Uids,
 };
 use crate::{
@@ -81,6 +82,8 @@ pub(super) enum Ask {
     Suspend(StopReason),
     /// Heard while it is Suspended.
     Resume(Box<Wake>),
+    /// Heard while it is Running or Suspended; else the reply is dropped.
+    Keep(oneshot::Sender<Result<Kept, SuspendError>>),
 }
 
 /// What a machine was parted from for.
@@ -96,7 +99,7 @@ pub(super) async fn ending(inbox: &mut mpsc::Receiver<Ask>) -> Ask {
     loop {
         match inbox.recv().await {
             Some(ask @ (Ask::Delete | Ask::Stop(_))) => return ask,
-            Some(Ask::Suspend(_) | Ask::Resume(_)) => {}
+            Some(Ask::Suspend(_) | Ask::Resume(_) | Ask::Keep(_)) => {}
             None => return Ask::Stop(Ending::Detach),
         }
     }
@@ -177,6 +180,10 @@ impl Driver {
                 Ask::Delete if self.delete().await => return,
                 Ask::Stop(_) => return,
                 Ask::Resume(wake) if self.is_suspended() => self.resume(*wake).await,
+                Ask::Keep(reply) => {
+                    let _ = reply.send(self.keep_suspended().await);
+                    Parted::Ended
+                }
                 // Too late, or tried again when it is asked again.
                 Ask::Delete | Ask::Suspend(_) | Ask::Resume(_) => Parted::Ended,
             };
@@ -219,7 +226,14 @@ impl Driver {
         let prepared = {
             let (node, record) = (Arc::clone(&self.node), self.record.clone());
             let image = Arc::clone(&image);
-            off_thread(move || Machine::prepare(&node, &record, &image, lent, None)).await
+            off_thread(move || {
+                // A clone begins where its snapshot stood.
+                let origin = record.saved.as_ref();
+                let taken = origin.map(|it| node.snapshots.take_up(&record.group, &it.snapshot));
+                let taken = taken.transpose().map_err(LaunchError::Snapshot)?;
+                Machine::prepare(&node, &record, &image, lent, taken)
+            })
+            .await
         };
         phases.prepare_ms = ms_since(began);
         let mut machine = match prepared {
@@ -293,8 +307,15 @@ impl Driver {
         phases: &mut BootPhases,
     ) -> Booting {
         let (node, record) = (Arc::clone(&self.node), self.record.clone());
+        let booted = async {
+            if record.saved.is_some() {
+                launch::restore(machine, &record, phases).await
+            } else {
+                launch::boot(machine, &record, image, &node, phases).await
+            }
+        };
         let booted = tokio::select! {
-            booted = launch::boot(machine, &record, image, &node, phases) => booted,
+            booted = booted => booted,
             ask = ending(&mut self.inbox) => {
                 return Booting::Asked(self.not_launched(ask).await);
             }
@@ -409,6 +430,9 @@ impl Driver {
                         if self.suspend(machine, &live, reason).await {
                             return Parted::Ended;
                         }
+                    }
+                    Some(Ask::Keep(reply)) => {
+                        let _ = reply.send(self.keep_running(machine, &live).await);
                     }
                     // It runs.
                     Some(Ask::Resume(_)) => {}
@@ -527,12 +551,13 @@ impl Driver {
         let (node, id) = (Arc::clone(&self.node), self.record.id.clone());
         let saved = self.record.saved.clone();
         let removed = off_thread(move || {
-            if let Some(saved) = saved {
-                node.snapshots.remove(&saved.snapshot).map_err(|error| error_chain(&error))?;
-            }
             node.disks.remove(&id).map_err(|error| error_chain(&error))?;
             fault::at(Point::DeleteDisk);
             let removed = node.store.remove_sandbox(&id).map_err(|error| error_chain(&error));
+            // Its record named it: only now does nobody need it, if nobody else does.
+            if let (Ok(_), Some(saved)) = (&removed, saved) {
+                node.snapshots.released_or_logged(&saved.snapshot);
+            }
             fault::at(Point::DeleteGone);
             removed
         });

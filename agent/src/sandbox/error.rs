@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf, time::Duration};
 
 use holdfast_jail::JailError;
-use holdfast_model::{Digest, DiskImageId, SandboxId, State};
+use holdfast_model::{Digest, DiskImageId, SandboxId, SnapshotId, State};
 use holdfast_scheduler::Full;
 use holdfast_store::StoreError;
 use holdfast_wire::{frame::FrameError, guest::Failure};
@@ -46,6 +46,8 @@ pub enum CreateError {
     NoDiskImage { id: DiskImageId },
     #[error("disk image {id} is not ready: {reason}")]
     DiskImageNotReady { id: DiskImageId, reason: String },
+    #[error("there is no snapshot {id} in this group")]
+    NoSnapshot { id: SnapshotId },
     #[error("there is no public disk image {name:?}")]
     NoPublicImage { name: String },
     #[error("the files of image {digest} are not on this node")]
@@ -72,6 +74,7 @@ impl CreateError {
             Self::NoDiskImage { .. } | Self::NoPublicImage { .. } => {
                 "list what there is with `holdfast image list`"
             }
+            Self::NoSnapshot { .. } => "list what there is with `holdfast snapshot list`",
             Self::DiskImageNotReady { .. } => {
                 "wait until it is Ready; one that Failed is deleted and made again"
             }
@@ -165,6 +168,8 @@ pub enum SuspendError {
     /// What its driver says.
     #[error("sandbox {id}: {reason}")]
     Failed { id: SandboxId, reason: String },
+    #[error("sandbox {id} is not saved after {} s", waited.as_secs())]
+    Slow { id: SandboxId, waited: Duration },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -178,6 +183,38 @@ impl SuspendError {
             _ => "it runs on; see the node's log and the space of its data partition",
         }
     }
+}
+
+/// Why no snapshot was made for a client. The sandbox goes on as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotCallError {
+    #[error("the node has {max} snapshots, as many as it keeps")]
+    TooMany { max: u32 },
+    #[error(transparent)]
+    Suspend(#[from] SuspendError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl SnapshotCallError {
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::TooMany { .. } => "delete a snapshot, or raise limits.snapshots_max",
+            Self::Suspend(error) => error.hint(),
+            Self::Store(error) => error.hint(),
+        }
+    }
+}
+
+/// Why a sandbox was not forked. Nothing of the forks is left.
+#[derive(Debug, thiserror::Error)]
+pub enum ForkError {
+    #[error(transparent)]
+    Suspend(#[from] SuspendError),
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// Why a sandbox was not resumed. Its snapshot is as it was.
@@ -249,6 +286,10 @@ impl GuestError {
 pub enum LaunchError {
     #[error("preparing the disk failed")]
     Disk(#[source] super::disk::DiskError),
+    #[error("its snapshot cannot be read")]
+    Snapshot(#[source] super::snapshots::SaveError),
+    #[error("the system gives no random bytes")]
+    Random(#[source] io::Error),
     #[error("opening {what} failed")]
     Open {
         what: &'static str,

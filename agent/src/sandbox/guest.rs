@@ -69,6 +69,11 @@ impl GuestLink {
         }
     }
 
+    /// Tells the guest that it is a clone: to be called so, with random numbers of its own.
+    pub(super) async fn renew(&self, host_name: String, seed: [u8; 32]) -> Result<(), ExecError> {
+        self.call(Call::Renew { host_name, seed }).await?.done().await
+    }
+
     /// Asks the guest to stop its workload and power off.
     pub(super) async fn power_off(&self, grace: Duration) -> Result<(), ExecError> {
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);

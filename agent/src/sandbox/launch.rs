@@ -13,7 +13,7 @@ use holdfast_jail::{
     Adopted, Cgroup, Handover, Identity, JailError, ProcessLimits, RunFolder, VmmPlan, VmmProcess,
     guest_memory, keep_cores_apart, sealed_bytes, tap_in_a_slot,
 };
-use holdfast_model::{MilliCpu, SandboxId};
+use holdfast_model::SandboxId;
 use holdfast_netpolicy::SANDBOX_RULESET;
 use holdfast_scheduler::Reservation;
 use holdfast_store::SandboxRecord;
@@ -352,24 +352,26 @@ pub(super) async fn boot(
     let guest = GuestLink::new(machine.vsock_path());
     let overrides = settings::disk_image_overrides(node, record).await;
     let start = settings::start(record, &image.record.settings, &overrides);
-    match until_end(machine, guest.start(start)).await? {
-        Ok(()) => {}
-        Err(ExecError::Refused(failure)) => {
-            return Err(LaunchError::Start { message: failure.message }.into());
-        }
-        Err(ExecError::Guest(error)) => return Err(LaunchError::Guest(error).into()),
-        Err(other) => return Err(LaunchError::Start { message: other.to_string() }.into()),
-    }
+    until_end(machine, guest.start(start)).await?.map_err(not_set_up)?;
     machine.cgroup.limit_cpu(record.spec.resources.cpu)?;
     phases.start_ms = ms_since(starting);
     fault::at(Point::CreateStarted);
     Ok(Booted { control, events, guest })
 }
 
+/// What a call that sets the guest up came to.
+fn not_set_up(error: ExecError) -> LaunchError {
+    match error {
+        ExecError::Refused(failure) => LaunchError::Start { message: failure.message },
+        ExecError::Guest(error) => LaunchError::Guest(error),
+        other => LaunchError::Start { message: other.to_string() },
+    }
+}
+
 /// Has the machine go on from the state it was given. May be cancelled: the machine is the caller's.
 pub(super) async fn restore(
     machine: &Machine,
-    cpu: MilliCpu,
+    record: &SandboxRecord,
     phases: &mut BootPhases,
 ) -> Result<Booted, BootError> {
     let began = Instant::now();
@@ -387,15 +389,14 @@ pub(super) async fn restore(
 
     let telling = Instant::now();
     let guest = GuestLink::new(machine.vsock_path());
-    let skew_ns = match until_end(machine, guest.resumed()).await? {
-        Ok(skew_ns) => skew_ns,
-        Err(ExecError::Refused(failure)) => {
-            return Err(LaunchError::Start { message: failure.message }.into());
-        }
-        Err(ExecError::Guest(error)) => return Err(LaunchError::Guest(error).into()),
-        Err(other) => return Err(LaunchError::Start { message: other.to_string() }.into()),
-    };
-    machine.cgroup.limit_cpu(cpu)?;
+    let skew_ns = until_end(machine, guest.resumed()).await?.map_err(not_set_up)?;
+    if record.saved.as_ref().is_some_and(|saved| saved.of_another) {
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(|error| LaunchError::Random(error.into()))?;
+        let renewed = guest.renew(record.id.to_string(), seed);
+        until_end(machine, renewed).await?.map_err(not_set_up)?;
+    }
+    machine.cgroup.limit_cpu(record.spec.resources.cpu)?;
     phases.start_ms = ms_since(telling);
     log::info!(skew_ms = skew_ns / 1_000_000; "a guest's clock was set after its resume");
     Ok(Booted { control, events, guest })

@@ -1,6 +1,7 @@
 //! Sandboxes of this node: the registry that knows them, and for each a driver that owns it.
 
 mod activity;
+mod clones;
 mod control;
 mod disk;
 mod driver;
@@ -23,13 +24,14 @@ mod uid;
 
 pub use driver::Ending;
 pub use error::{
-    CreateError, DeleteError, ExecError, GuestError, LaunchError, ResumeError, StartError,
-    SuspendError,
+    CreateError, DeleteError, ExecError, ForkError, GuestError, LaunchError, ResumeError,
+    SnapshotCallError, StartError, SuspendError,
 };
 pub use guest::{ExecInput, ExecOutput, ExecSession, FileReader};
 pub use launch::BootPhases;
 pub use limits::DiskBound;
 pub use registry::{Parts, Registry, RuntimeDetails};
+pub use snapshots::{Anatomy, SaveError};
 
 /// Milliseconds since 1970, for records.
 pub fn now_ms() -> u64 {

@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn the_time_to_a_deletion_counts_from_the_suspend() {
         let snapshot = holdfast_model::SnapshotId::from_random([1; ID_BYTES]);
-        let saved = Saved { snapshot, at_ms: 1_000, reason: StopReason::Idle };
+        let saved = Saved { snapshot, at_ms: 1_000, reason: StopReason::Idle, of_another: false };
         let text = r#"{"autoDeletePolicy":{"enabled":true,"deleteIntervalInSeconds":60}}"#;
         assert_eq!(delete_at_ms(&spec(Some(text)), &saved), Some(61_000));
         let off = r#"{"autoDeletePolicy":{"enabled":false,"deleteIntervalInSeconds":60}}"#;

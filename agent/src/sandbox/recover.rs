@@ -76,7 +76,10 @@ pub(super) fn recover(
         source,
     })?;
     let saved = recovered.iter().filter_map(|found| found.record().saved.as_ref());
-    let saved: HashSet<&str> = saved.map(|saved| saved.snapshot.as_str()).collect();
+    let snapshots = node.store.all_snapshots()?;
+    let asked_for = snapshots.iter().map(|record| record.data.as_str());
+    let saved: HashSet<&str> =
+        saved.map(|saved| saved.snapshot.as_str()).chain(asked_for).collect();
     node.snapshots.sweep(|id| saved.contains(id))?;
     Ok(recovered)
 }

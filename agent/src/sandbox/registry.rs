@@ -10,9 +10,14 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use holdfast_jail::{BlockDevice, CgroupTree, JailError, Jailer, Usage, cgroup_usage};
-use holdfast_model::{Event, GroupKey, Mib, SandboxId, SandboxSpec, State, sandbox::ImageSource};
+use holdfast_model::{
+    Event, GroupKey, Mib, SandboxId, SandboxSpec, SnapshotId, State, StopReason,
+    sandbox::{ImageSource, NewSandbox},
+};
 use holdfast_scheduler::{Capacity, Factors, Refusals, Scheduler};
-use holdfast_store::{DiskImageState, Intent, Operation, Put, SandboxRecord, Store, StoreError};
+use holdfast_store::{
+    DiskImageState, Intent, Operation, Put, SandboxRecord, Saved, Store, StoreError,
+};
 use holdfast_wire::{
     guest::{Exec, ExecKey, Info},
     vmm::{self, Reply, ToVmm},
@@ -87,8 +92,26 @@ pub struct Registry {
     table: Arc<Mutex<Table>>,
     drivers: TaskTracker,
     pub(super) state_folder: PathBuf,
+    pub(super) snapshots_max: u32,
     /// When the VMMs were last asked for their counters.
     last_count: tokio::sync::Mutex<Option<Instant>>,
+}
+
+/// A sandbox that is to be.
+pub(super) struct Draft {
+    pub(super) group: GroupKey,
+    pub(super) spec: SandboxSpec,
+    pub(super) image: Located,
+    pub(super) origin: Option<Origin>,
+    pub(super) request_id: Option<String>,
+}
+
+/// Where a clone comes from.
+pub(super) struct Origin {
+    /// The one that the client named, if it did.
+    pub(super) snapshot: Option<SnapshotId>,
+    /// What it is kept as.
+    pub(super) data: SnapshotId,
 }
 
 /// What a sandbox uses right now. Parts that could not be had are `None`.
@@ -111,7 +134,8 @@ impl Registry {
             warn!(error:% = error_chain(&error), hint = error.hint(); "no sandbox can run");
         }
         let (state, store) = (paths.state.clone(), Arc::clone(&parts.store));
-        let snapshots = off_thread(move || Snapshots::open(&state, store)).await?;
+        let hot_bytes_max = Mib(parts.config.snapshots.hot_mib).bytes();
+        let snapshots = off_thread(move || Snapshots::open(&state, store, hot_bytes_max)).await?;
         let node = Arc::new(Node {
             store: parts.store,
             images: parts.images,
@@ -141,6 +165,7 @@ impl Registry {
             table: Arc::default(),
             drivers: TaskTracker::new(),
             state_folder: paths.state.clone(),
+            snapshots_max: parts.config.limits.snapshots_max,
             last_count: tokio::sync::Mutex::default(),
             node: Arc::clone(&node),
         });
@@ -197,10 +222,19 @@ impl Registry {
     pub async fn create(
         &self,
         group: GroupKey,
-        spec: SandboxSpec,
+        new: impl Into<NewSandbox>,
         request_id: Option<String>,
     ) -> Result<SandboxRecord, CreateError> {
-        let (id, mut status) = self.accept(group, spec, request_id).await?;
+        let (id, status) = self.accept(group, new.into(), request_id).await?;
+        self.settled(id, status).await
+    }
+
+    /// Waits until a new sandbox runs, but not long.
+    pub(super) async fn settled(
+        &self,
+        id: SandboxId,
+        mut status: watch::Receiver<Status>,
+    ) -> Result<SandboxRecord, CreateError> {
         let settled = |status: &Status| status.gone || status.state != State::Creating;
         let _ = timeout(CREATE_PATIENCE, status.wait_for(settled)).await;
         self.node.store.sandbox(&id)?.ok_or(CreateError::Gone { id })
@@ -210,7 +244,7 @@ impl Registry {
     async fn accept(
         &self,
         group: GroupKey,
-        spec: SandboxSpec,
+        new: NewSandbox,
         request_id: Option<String>,
     ) -> Result<(SandboxId, watch::Receiver<Status>), CreateError> {
         if self.table().stopping {
@@ -218,8 +252,29 @@ impl Registry {
         }
         // Until the record is written nothing else says that the image is in use.
         let _in_use = self.node.images.keep().await;
-        let image = self.resolve(&group, &spec.image).await?;
+        match new {
+            NewSandbox::OfImage(spec) => {
+                let image = self.resolve(&group, &spec.image).await?;
+                self.admit(Draft { group, spec, image, origin: None, request_id }).await
+            }
+            NewSandbox::OfSnapshot(clone) => self.accept_clone(group, clone, request_id).await,
+        }
+    }
+
+    /// Writes the sandbox's record, if the node has room for it, and has it launched.
+    pub(super) async fn admit(
+        &self,
+        draft: Draft,
+    ) -> Result<(SandboxId, watch::Receiver<Status>), CreateError> {
+        let Draft { group, spec, image, origin, request_id } = draft;
         let demand = limits::demand(spec.resources);
+        let (from_snapshot, data) = origin.map(|it| (it.snapshot, it.data)).unzip();
+        let saved = data.map(|snapshot| Saved {
+            snapshot,
+            at_ms: now_ms(),
+            reason: StopReason::Asked,
+            of_another: true,
+        });
         let record = SandboxRecord {
             id: SandboxId::from_random(random_id().map_err(CreateError::Random)?),
             group,
@@ -230,9 +285,10 @@ impl Registry {
             created_at_ms: now_ms(),
             request_id,
             uid: None,
-            saved: None,
+            saved,
+            from_snapshot: from_snapshot.flatten(),
         };
-        if let Some(known) = self.made_before(&record)? {
+        if let Some(known) = self.made_before(&record.group, record.request_id.as_deref())? {
             return self.watch(&known).ok_or(CreateError::Gone { id: known });
         }
         let free = free_disk(&self.state_folder).map_err(CreateError::Disk)?;
@@ -250,16 +306,20 @@ impl Registry {
     }
 
     /// A retried create must find its sandbox even on a node that is full by now.
-    fn made_before(&self, record: &SandboxRecord) -> Result<Option<SandboxId>, StoreError> {
-        if record.request_id.is_none() {
+    pub(super) fn made_before(
+        &self,
+        group: &GroupKey,
+        request_id: Option<&str>,
+    ) -> Result<Option<SandboxId>, StoreError> {
+        if request_id.is_none() {
             return Ok(None);
         }
-        let known = self.node.store.sandboxes(&record.group)?;
-        let same = |known: &SandboxRecord| known.request_id == record.request_id;
+        let known = self.node.store.sandboxes(group)?;
+        let same = |known: &SandboxRecord| known.request_id.as_deref() == request_id;
         Ok(known.into_iter().find(same).map(|known| known.id))
     }
 
-    fn watch(&self, id: &SandboxId) -> Option<(SandboxId, watch::Receiver<Status>)> {
+    pub(super) fn watch(&self, id: &SandboxId) -> Option<(SandboxId, watch::Receiver<Status>)> {
         self.handle(id).map(|handle| (id.clone(), handle.status))
     }
 

@@ -116,6 +116,7 @@ mod tests {
             request_id: None,
             uid: None,
             saved: None,
+            from_snapshot: None,
         }
     }
 

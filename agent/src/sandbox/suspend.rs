@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use holdfast_model::{Event, SnapshotId, State, StopReason};
-use holdfast_store::Saved;
+use holdfast_store::{SandboxRecord, Saved};
 use holdfast_wire::vmm::{Reply, ToVmm};
 use log::{info, warn};
 
@@ -17,7 +17,7 @@ use super::{
     launch::{self, Lent, Machine, ms_since},
     memory::GuestMemory,
     now_ms,
-    snapshots::TakenUp,
+    snapshots::{Copied, Pin, TakenUp},
     status::Live,
 };
 use crate::{
@@ -26,6 +26,22 @@ use crate::{
     fault::{self, Point},
     random::random_id,
 };
+
+/// A guest that stands still, copied.
+struct Still {
+    copied: Copied,
+    state: Vec<u8>,
+}
+
+/// What a sandbox was at one instant.
+pub(super) struct Kept {
+    /// Keeps it from being removed until something names it that is durable.
+    pub(super) pin: Pin,
+    /// On disk, what it shares with others included.
+    pub(super) bytes: u64,
+    /// The sandbox.
+    pub(super) of: SandboxRecord,
+}
 
 impl Driver {
     /// Whether it is suspended now. If not, it runs on.
@@ -72,6 +88,16 @@ impl Driver {
         live: &Live,
         reason: StopReason,
     ) -> Result<Saved, SuspendError> {
+        let still = self.copy(machine, live).await?;
+        fault::at(Point::SuspendCopied);
+        let snapshot = self.commit(still).await?;
+        fault::at(Point::SuspendDurable);
+        Ok(Saved { snapshot, at_ms: now_ms(), reason, of_another: false })
+    }
+
+    /// Has the guest stand still and copies all of it. It stands still after that, whatever came of
+    /// it.
+    async fn copy(&self, machine: &Machine, live: &Live) -> Result<Still, SuspendError> {
         let snapshot = SnapshotId::from_random(random_id().map_err(SuspendError::Random)?);
         let refused = |reason| SuspendError::Refused { reason };
         live.control.demand(ToVmm::Pause).await?.map_err(refused)?;
@@ -82,27 +108,68 @@ impl Driver {
         };
         fault::at(Point::SuspendPaused);
         let node = Arc::clone(&self.node);
-        let (pid, record, id) = (machine.vmm_pid(), self.record.clone(), snapshot.clone());
+        let (pid, record) = (machine.vmm_pid(), self.record.clone());
         off_thread(move || {
             let memory = GuestMemory::of(pid, record.spec.resources.memory.bytes());
             let memory = memory.map_err(SuspendError::Memory)?;
             let parent = record.saved.as_ref().map(|saved| &saved.snapshot);
             let disk = node.disks.path(&record.id);
-            let copied = node.snapshots.copy(id, parent, &memory, &disk)?;
-            fault::at(Point::SuspendCopied);
-            node.snapshots.commit(&record.group, copied, &state, now_ms())?;
-            fault::at(Point::SuspendDurable);
-            Ok::<_, SuspendError>(())
+            let copied = node.snapshots.copy(snapshot, parent, &memory, &disk)?;
+            Ok(Still { copied, state })
         })
-        .await?;
-        Ok(Saved { snapshot, at_ms: now_ms(), reason })
+        .await
     }
 
-    /// Removes a snapshot that was replaced, behind everybody's back.
+    /// Makes a copy durable. The guest may run meanwhile.
+    async fn commit(&self, still: Still) -> Result<SnapshotId, SuspendError> {
+        let (node, group) = (Arc::clone(&self.node), self.record.group.clone());
+        let Still { copied, state } = still;
+        let id = copied.id().clone();
+        off_thread(move || node.snapshots.commit(&group, copied, &state, now_ms())).await?;
+        Ok(id)
+    }
+
+    /// Keeps what it is now while it runs on.
+    pub(super) async fn keep_running(
+        &self,
+        machine: &Machine,
+        live: &Live,
+    ) -> Result<Kept, SuspendError> {
+        let began = std::time::Instant::now();
+        let still = self.copy(machine, live).await;
+        // A VMM that does not answer this is found out by its events, or by the next call.
+        let goes_on = live.control.demand(ToVmm::Resume).await;
+        let paused_ms = ms_since(began);
+        let still = still?;
+        goes_on?.map_err(|reason| SuspendError::Refused { reason })?;
+        fault::at(Point::SnapshotCopied);
+        let data = self.commit(still).await?;
+        fault::at(Point::SnapshotDurable);
+        info!(id:% = self.record.id, snapshot:% = data, paused_ms, ms = ms_since(began); "sandbox saved");
+        self.kept(data).await
+    }
+
+    /// What it is kept as while it is Suspended, for others to have too.
+    pub(super) async fn keep_suspended(&self) -> Result<Kept, SuspendError> {
+        match (&self.record.saved, self.record.state) {
+            (Some(saved), State::Suspended) => self.kept(saved.snapshot.clone()).await,
+            (_, state) => Err(SuspendError::NotRunning { id: self.record.id.clone(), state }),
+        }
+    }
+
+    async fn kept(&self, data: SnapshotId) -> Result<Kept, SuspendError> {
+        let (node, of) = (Arc::clone(&self.node), self.record.clone());
+        // Before anything else can happen to the sandbox, and with it to its data.
+        let pin = node.snapshots.pin(&data);
+        let bytes = off_thread(move || node.snapshots.bytes(&of.group, &data)).await?;
+        Ok(Kept { pin, bytes, of: self.record.clone() })
+    }
+
+    /// Removes a snapshot that was replaced, unless it is needed, behind everybody's back.
     fn forget(&self, older: Option<Saved>) {
         let Some(older) = older else { return };
-        let (node, id) = (Arc::clone(&self.node), self.record.id.clone());
-        tokio::task::spawn_blocking(move || node.snapshots.removed_or_logged(&id, &older.snapshot));
+        let node = Arc::clone(&self.node);
+        tokio::task::spawn_blocking(move || node.snapshots.released_or_logged(&older.snapshot));
     }
 
     /// From a snapshot to the end of what runs then.
@@ -141,9 +208,8 @@ impl Driver {
     }
 
     async fn restore(&mut self, machine: &mut Machine, phases: &mut launch::BootPhases) -> Booting {
-        let cpu = self.record.spec.resources.cpu;
         let restored = tokio::select! {
-            restored = launch::restore(machine, cpu, phases) => restored,
+            restored = launch::restore(machine, &self.record, phases) => restored,
             ask = ending(&mut self.inbox) => return Booting::Asked(ask),
         };
         match restored {

@@ -12,6 +12,8 @@ pub enum StoreError {
     },
     #[error("the store {} has schema {found}, newer than {known}, the newest known here", path.display())]
     Newer { path: PathBuf, found: u64, known: u64 },
+    #[error("there is no snapshot {id} any more")]
+    NoSnapshot { id: holdfast_model::SnapshotId },
     #[error("the store could not {action}")]
     Engine {
         action: &'static str,
@@ -33,6 +35,7 @@ impl StoreError {
         match self {
             Self::Open { .. } => "see that no other holdfastd runs and that the folder is writable",
             Self::Newer { .. } => "start the newer holdfastd that wrote it, or restore a backup",
+            Self::NoSnapshot { .. } => "it was deleted meanwhile; list what there is",
             Self::Engine { .. } => "see that the data partition has space and is not read-only",
             Self::Record { .. } => "restore a backup of the store; nothing was changed",
         }

@@ -17,5 +17,6 @@ pub use journal::{Intent, Operation, Step};
 pub use operation::{Answer, Begun, OPERATION_AGE_MS_MAX, OPERATIONS_MAX};
 pub use record::{
     DiskImageRecord, DiskImageState, GroupRecord, GroupSecretRecord, SandboxRecord, Saved,
+    SnapshotRecord,
 };
 pub use store::{Put, SCHEMA_VERSION, Store};

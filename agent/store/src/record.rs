@@ -28,6 +28,9 @@ pub struct SandboxRecord {
     /// Its last committed state, from its first suspend on. While it runs, the one to fall back to.
     #[serde(default)]
     pub saved: Option<Saved>,
+    /// The snapshot it was made from. It may be gone by now.
+    #[serde(default)]
+    pub from_snapshot: Option<SnapshotId>,
 }
 
 /// A suspend that was committed.
@@ -37,6 +40,30 @@ pub struct Saved {
     /// Milliseconds since 1970.
     pub at_ms: u64,
     pub reason: StopReason,
+    /// It is not the sandbox's own: the sandbox is a clone and was not suspended yet.
+    #[serde(default)]
+    pub of_another: bool,
+}
+
+/// A snapshot that a client asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotRecord {
+    pub id: SnapshotId,
+    pub group: GroupKey,
+    /// Whose state it is. That sandbox may be gone by now.
+    pub sandbox: SandboxId,
+    pub labels: BTreeMap<String, String>,
+    /// What it is kept as: several, and sandboxes too, may share one.
+    pub data: SnapshotId,
+    /// What a sandbox made from it is.
+    pub spec: SandboxSpec,
+    pub image: Digest,
+    /// Bytes on disk of all it needs, what it shares with others included.
+    pub bytes: u64,
+    /// Milliseconds since 1970.
+    pub created_at_ms: u64,
+    /// The client's name for the call that made it.
+    pub request_id: Option<String>,
 }
 
 /// The key of a group's snapshots, wrapped with the node's.

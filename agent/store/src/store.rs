@@ -5,12 +5,12 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use holdfast_model::{DiskImageId, GroupKey, SandboxId};
+use holdfast_model::{DiskImageId, GroupKey, SandboxId, SnapshotId};
 use redb::{Database, ReadableDatabase, TableDefinition, WriteTransaction};
 
 use crate::{
     Answer, Begun, DiskImageRecord, GroupRecord, GroupSecretRecord, Intent, Operation,
-    SandboxRecord, StoreError,
+    SandboxRecord, SnapshotRecord, StoreError,
     operation::{AnswerRecord, OperationRecord, to_forget},
     table::{self, Record},
 };
@@ -50,6 +50,14 @@ impl Record for GroupSecretRecord {
 
     fn key(&self) -> String {
         self.group.to_string()
+    }
+}
+
+impl Record for SnapshotRecord {
+    const TABLE: &'static str = "snapshots";
+
+    fn key(&self) -> String {
+        self.id.as_str().to_owned()
     }
 }
 
@@ -130,7 +138,8 @@ impl Store {
     }
 
     fn counted<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
-        if outcome.is_err() {
+        // What a client asked for too late is no fault of the store.
+        if matches!(&outcome, Err(error) if !matches!(error, StoreError::NoSnapshot { .. })) {
             self.errors.fetch_add(1, Ordering::Relaxed);
         }
         outcome
@@ -176,7 +185,7 @@ impl Store {
 /// Sandboxes.
 impl Store {
     /// Writes a new sandbox and that it is to be made, or gives the one that the same request made
-    /// before.
+    /// before. The snapshot it is made from, if any, must be there.
     pub fn create_sandbox(&self, record: &SandboxRecord) -> Result<Put<SandboxRecord>, StoreError> {
         let intent = Intent::new(&record.id, Operation::Create);
         let same = |known: &SandboxRecord| {
@@ -184,7 +193,16 @@ impl Store {
                 && known.request_id == record.request_id
                 && known.group == record.group
         };
-        self.put_once(record, same, |txn| table::put(txn, &intent))
+        self.put_once(record, same, |txn| {
+            // In this transaction: a deletion of the snapshot comes before it, or after it, and
+            // then finds that its data is needed.
+            if let Some(id) = &record.from_snapshot
+                && table::get_mut::<SnapshotRecord>(txn, id.as_str())?.is_none()
+            {
+                return Err(StoreError::NoSnapshot { id: id.clone() });
+            }
+            table::put(txn, &intent)
+        })
     }
 
     /// Writes a sandbox about which nothing is under way any more.
@@ -231,6 +249,52 @@ impl Store {
             table::remove::<Intent>(txn, id.as_str())?;
             table::remove::<SandboxRecord>(txn, id.as_str())
         })
+    }
+}
+
+/// Snapshots.
+impl Store {
+    /// Writes a new snapshot, or gives the one that the same request made before.
+    pub fn create_snapshot(
+        &self,
+        record: &SnapshotRecord,
+    ) -> Result<Put<SnapshotRecord>, StoreError> {
+        let same = |known: &SnapshotRecord| {
+            record.request_id.is_some()
+                && known.request_id == record.request_id
+                && known.group == record.group
+        };
+        self.put_once(record, same, |_| Ok(()))
+    }
+
+    pub fn snapshot(&self, id: &SnapshotId) -> Result<Option<SnapshotRecord>, StoreError> {
+        self.get(id.as_str())
+    }
+
+    /// The group's snapshots in the order of their ids.
+    pub fn snapshots(&self, group: &GroupKey) -> Result<Vec<SnapshotRecord>, StoreError> {
+        self.list(|record: &SnapshotRecord| record.group == *group)
+    }
+
+    pub fn all_snapshots(&self) -> Result<Vec<SnapshotRecord>, StoreError> {
+        self.list(|_: &SnapshotRecord| true)
+    }
+
+    /// Whether there was one.
+    pub fn remove_snapshot(&self, id: &SnapshotId) -> Result<bool, StoreError> {
+        self.remove::<SnapshotRecord>(id.as_str())
+    }
+
+    /// Whether a sandbox or a snapshot is kept as this.
+    pub fn is_needed(&self, data: &SnapshotId) -> Result<bool, StoreError> {
+        let saved_as = |record: &SandboxRecord| {
+            record.saved.as_ref().is_some_and(|saved| saved.snapshot == *data)
+        };
+        let txn = self.database.begin_read().map_err(engine("begin reading"));
+        self.counted(txn.and_then(|txn| {
+            let snapshots = table::list(&txn, |record: &SnapshotRecord| record.data == *data)?;
+            Ok(!snapshots.is_empty() || !table::list(&txn, saved_as)?.is_empty())
+        }))
     }
 }
 

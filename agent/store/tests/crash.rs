@@ -40,6 +40,7 @@ fn record(number: u64) -> SandboxRecord {
         request_id: None,
         uid: None,
         saved: None,
+        from_snapshot: None,
     }
 }
 

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use holdfast_model::{
-    Digest, DiskImageId, GroupKey, Resources, SandboxId, SandboxSpec, State, sandbox::ImageSource,
+    Digest, DiskImageId, GroupKey, Resources, SandboxId, SandboxSpec, SnapshotId, State,
+    StopReason, sandbox::ImageSource,
 };
 use holdfast_store::{
     Answer, Begun, DiskImageRecord, DiskImageState, GroupRecord, Intent, OPERATION_AGE_MS_MAX,
-    Operation, Put, SCHEMA_VERSION, SandboxRecord, Step, Store, StoreError,
+    Operation, Put, SCHEMA_VERSION, SandboxRecord, Saved, SnapshotRecord, Step, Store, StoreError,
 };
 use proptest::prelude::*;
 
@@ -47,6 +48,7 @@ fn sandbox(byte: u8, group_name: &str, request_id: Option<&str>) -> SandboxRecor
         request_id: request_id.map(str::to_owned),
         uid: None,
         saved: None,
+        from_snapshot: None,
     }
 }
 
@@ -91,6 +93,52 @@ fn creates_without_a_request_id_or_of_other_groups_are_never_the_same() {
     }
     assert_eq!(store.sandboxes(&group("a")).unwrap().len(), 3);
     assert_eq!(store.sandboxes(&group("b")).unwrap().len(), 1);
+}
+
+fn snapshot(byte: u8) -> SnapshotRecord {
+    let SandboxRecord { id: sandbox, group, spec, image, .. } = sandbox(9, "a", None);
+    SnapshotRecord {
+        id: SnapshotId::from_random([byte; 20]),
+        group,
+        sandbox,
+        labels: Default::default(),
+        data: SnapshotId::from_random([7; 20]),
+        spec,
+        image,
+        bytes: 1,
+        created_at_ms: 7,
+        request_id: None,
+    }
+}
+
+#[test]
+fn a_clone_needs_its_snapshot_when_it_is_made_and_the_data_as_long_as_it_stands_on_them() {
+    let Fixture { store, .. } = fixture();
+    let snapshot = snapshot(1);
+    let clone = SandboxRecord {
+        from_snapshot: Some(snapshot.id.clone()),
+        saved: Some(Saved {
+            snapshot: snapshot.data.clone(),
+            at_ms: 1,
+            reason: StopReason::Asked,
+            of_another: true,
+        }),
+        ..sandbox(1, "a", None)
+    };
+    let error = store.create_sandbox(&clone).unwrap_err();
+    assert!(matches!(error, StoreError::NoSnapshot { .. }), "{error}");
+    assert_eq!((store.all_sandboxes().unwrap(), store.intents().unwrap()), (vec![], vec![]));
+    assert_eq!(store.errors(), 0);
+
+    assert_eq!(store.create_snapshot(&snapshot).unwrap(), Put::New);
+    assert_eq!(store.create_sandbox(&clone).unwrap(), Put::New);
+    assert_eq!(store.snapshots(&group("a")).unwrap(), std::slice::from_ref(&snapshot));
+    assert_eq!(store.snapshots(&group("b")).unwrap(), []);
+    assert!(store.remove_snapshot(&snapshot.id).unwrap());
+    assert_eq!(store.snapshot(&snapshot.id).unwrap(), None);
+    assert!(store.is_needed(&snapshot.data).unwrap());
+    store.remove_sandbox(&clone.id).unwrap();
+    assert!(!store.is_needed(&snapshot.data).unwrap());
 }
 
 #[test]

@@ -75,6 +75,7 @@ fn plant(config: &mut Config) {
         state: State::Failed,
         uid: None,
         saved: None,
+        from_snapshot: None,
         failure: Some(failure),
         image: Digest::from_sha256([3; 32]),
         created_at_ms: 1_767_323_045_000,

@@ -41,6 +41,7 @@ fn put_sandboxes(config: &mut Config) {
             request_id: None,
             uid: None,
             saved: None,
+            from_snapshot: None,
         };
         store.put_sandbox(&record).unwrap();
     }

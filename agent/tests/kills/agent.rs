@@ -202,9 +202,27 @@ impl Agent {
         self.call(Method::DELETE, &self.sandbox(id), None, "delete").await
     }
 
+    pub(crate) async fn snapshot(&self, id: &str, name: &str) -> Answer {
+        let path = path::snapshot_of(&group(), id);
+        self.call(Method::POST, &path, Some(json!({})), name).await
+    }
+
+    pub(crate) async fn delete_snapshot(&self, id: &str) -> Answer {
+        self.call(Method::DELETE, &path::snapshot(&group(), id), None, "delete-snapshot").await
+    }
+
     /// Ids of all sandboxes.
     pub(crate) async fn list(&self) -> Vec<String> {
-        let list = self.get(&path::sandboxes(&group())).await.json();
+        self.ids(&path::sandboxes(&group())).await
+    }
+
+    /// Ids of all snapshots.
+    pub(crate) async fn snapshots(&self) -> Vec<String> {
+        self.ids(&path::snapshots(&group())).await
+    }
+
+    async fn ids(&self, path: &str) -> Vec<String> {
+        let list = self.get(path).await.json();
         let ids = list["value"].as_array().unwrap().iter();
         ids.map(|sandbox| sandbox["id"].as_str().unwrap().to_owned()).collect()
     }

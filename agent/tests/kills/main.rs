@@ -1,7 +1,6 @@
-//! An agent that is killed at every step of create, suspend, resume, exec and delete, and its
-//! successors: no sandbox
-//! is lost, none is there twice, nothing is left behind, and commands that run go on under the
-//! clients that watch them.
+//! An agent that is killed at every step of create, suspend, resume, snapshot, exec and delete, and
+//! its successors: no sandbox is lost, none is there twice, nothing is left behind, and commands
+//! that run go on under the clients that watch them.
 //!
 //! Needs what `microvm` needs, and `HOLDFAST_CLI`, the command line. `HOLDFAST_KILLS` is how many
 //! kills there are to be; fewer than one at each step are not possible.
@@ -91,6 +90,27 @@ impl Soak {
         agent
     }
 
+    /// A snapshot whose agent dies at `point`: the sandbox goes on, and the same call made again
+    /// gives the one snapshot there is.
+    async fn snapshot(&mut self, agent: Agent, id: &str, point: Point, next: Point) -> Agent {
+        let name = format!("snapshot-{}", self.total());
+        let _ = agent.snapshot(id, &name).await;
+        agent.dies().await;
+        self.count(point);
+        let agent = Agent::start(&self.place, Some(next)).await;
+        assert_eq!(agent.state(id).await, "Running", "after a kill at {}", point.name());
+        let there = usize::from(point == Point::SnapshotRecorded);
+        assert_eq!(agent.snapshots().await.len(), there, "after a kill at {}", point.name());
+        let snapshot = agent.snapshot(id, &name).await.id();
+        assert_eq!(agent.snapshots().await, [snapshot.as_str()]);
+        // The sandbox's own, of its suspend, and this one.
+        World::settled(&agent, &self.place, &[&self.resident, id], &[], 2).await;
+        assert_eq!(agent.look(id, "cat /tmp/marker").await, "kept\n");
+        assert_eq!(agent.delete_snapshot(&snapshot).await.status, 204);
+        World::settled(&agent, &self.place, &[&self.resident, id], &[], 1).await;
+        agent
+    }
+
     /// A create whose agent dies at `point`; its successor, which is to die at `next`, has it run.
     async fn create(&mut self, agent: Agent, point: Point, next: Point) -> (Agent, String) {
         let name = format!("create-{}", self.total());
@@ -155,6 +175,7 @@ async fn an_agent_killed_at_every_step_loses_nothing_and_leaves_nothing() {
     let place = Place::new(folder.path());
     let (creates, execs, deletes) = (points("create"), points("exec"), points("delete"));
     let (suspends, resumes) = (points("suspend"), points("resume"));
+    let snapshots = points("snapshot");
     let pick = |points: &[Point], round: usize| points[round % points.len()];
 
     let agent = Agent::start(&place, None).await;
@@ -175,7 +196,9 @@ async fn an_agent_killed_at_every_step_loses_nothing_and_leaves_nothing() {
         let (suspend, resume) = (pick(&suspends, round), pick(&resumes, round));
         let (next, id) = soak.create(agent, pick(&creates, round), suspend).await;
         let next = soak.suspend(next, &id, suspend, resume).await;
-        let next = soak.resume(next, &id, resume, delete).await;
+        let snapshot = pick(&snapshots, round);
+        let next = soak.resume(next, &id, resume, snapshot).await;
+        let next = soak.snapshot(next, &id, snapshot, delete).await;
         agent = soak.delete(next, &id, delete, exec).await;
         counter.goes_on().await;
         echo.answers(&format!("line {round}")).await;

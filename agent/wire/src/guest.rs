@@ -49,6 +49,9 @@ pub enum Call {
     /// The first call after a restore: the time is now this, in nanoseconds since 1970. Answered by
     /// [`Output::Resumed`].
     Resumed { unix_ns: u64 },
+    /// After [`Call::Resumed`], to a guest that is not the one that was saved but a clone of it:
+    /// random numbers and names are to be its own from here on. Answered by [`Output::Done`].
+    Renew { host_name: String, seed: [u8; 32] },
 }
 
 /// Name of a kept exec, given by the host: nobody else can guess it.

@@ -16,7 +16,7 @@ use crate::{
     entrypoint::Entrypoint,
     failure::{failure, from_io},
     kept::Keeper,
-    limits, power,
+    limits, power, resumed, root,
     rpc::THREAD_STACK_BYTES,
     workload::{Site, Workload},
 };
@@ -131,6 +131,19 @@ impl Guest {
             .name("reaper".to_owned())
             .stack_size(THREAD_STACK_BYTES)
             .spawn(move || children.reap_strays());
+    }
+
+    /// Makes a clone a machine of its own: `seed` into the kernel's random numbers, then names.
+    pub(crate) fn renew(&self, host_name: &str, seed: &[u8]) -> Result<(), Failure> {
+        resumed::reseed(seed)?;
+        let old = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        rustix::system::sethostname(host_name.as_bytes())
+            .map_err(|error| from_io("cannot set the host name", &error.into()))?;
+        if let Phase::Running(workload) = self.phase() {
+            let inside = workload.enter()?;
+            root::rename(&old, host_name, &inside);
+        }
+        Ok(())
     }
 
     pub(crate) fn power_off(&self, grace: Duration) -> Result<(), Failure> {

@@ -1,8 +1,14 @@
-//! What PID 1 mends when the machine goes on after it stood still: the time of day. The monotonic
-//! clock did not run meanwhile, and must not jump.
+//! What PID 1 mends when the machine goes on after it stood still: the time of day, and in a clone
+//! the random numbers. The monotonic clock did not run meanwhile, and must not jump.
+
+use std::os::fd::AsFd;
 
 use holdfast_wire::guest::Failure;
-use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+    time::{ClockId, Timespec, clock_gettime, clock_settime},
+};
 
 use crate::failure::{from_io, invalid};
 
@@ -25,4 +31,15 @@ pub(crate) fn set_clock(unix_ns: u64) -> Result<i64, Failure> {
             .map_err(|error| from_io("cannot set the clock", &error.into()))?;
     }
     Ok(skew)
+}
+
+/// Mixes `seed` into the kernel's random numbers, and has every number from here on come of it. The
+/// kernel does so by itself when it is told that it is another machine (vmgenid); this is certain to
+/// have happened when it returns.
+pub(crate) fn reseed(seed: &[u8]) -> Result<(), Failure> {
+    let failed = |error: Errno| from_io("cannot reseed the random numbers", &error.into());
+    let random = rustix::fs::open("/dev/urandom", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    let random = random.map_err(failed)?;
+    rustix::io::write(&random, seed).map_err(failed)?;
+    crate::sys::reseed(random.as_fd()).map_err(failed)
 }

@@ -13,6 +13,8 @@ use rustix::{
     thread::UnshareFlags,
 };
 
+use crate::{files, workload::Inside};
+
 const DEVICES: &[(&str, u32, u32)] = &[
     ("null", 1, 3),
     ("zero", 1, 5),
@@ -35,6 +37,9 @@ const LINKS: &[(&str, &str)] = &[
 /// For an image without one: resolvers fall back to this address anyway; said openly it is found
 /// by whoever looks for the reason.
 const RESOLV_CONF: &str = "nameserver 127.0.0.1\n";
+
+/// A larger `/etc/hosts` is left with the name that was.
+const HOSTS_BYTES_MAX: usize = 64 * 1024;
 
 /// Moves the calling thread into a mount namespace of its own whose root is `root`, a mount.
 /// `hidden` are mounts of the old root that the sandbox must not keep.
@@ -97,6 +102,7 @@ fn make_devices() -> io::Result<()> {
 /// The files by which a machine knows its name and its resolver. The name is the sandbox's; the
 /// others are the image's business if it has them.
 fn write_identity(host_name: &str) {
+    write_machine_id();
     let mut hosts = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n");
     if !host_name.is_empty() {
         write_file("/etc/hostname", &format!("{host_name}\n"));
@@ -105,6 +111,29 @@ fn write_identity(host_name: &str) {
     }
     write_if_empty("/etc/hosts", &hosts);
     write_if_empty("/etc/resolv.conf", RESOLV_CONF);
+}
+
+/// Gives a clone names of its own. The thread is inside the sandbox.
+pub(crate) fn rename(old: &str, new: &str, inside: &Inside) {
+    write_machine_id();
+    write_file("/etc/hostname", &format!("{new}\n"));
+    // What the workload wrote beside it stays.
+    let hosts = files::read_small("/etc/hosts", HOSTS_BYTES_MAX, inside).unwrap_or_default();
+    if let Ok(hosts) = String::from_utf8(hosts)
+        && !old.is_empty()
+        && hosts.contains(old)
+    {
+        write_file("/etc/hosts", &hosts.replace(old, new));
+    }
+}
+
+/// A name that no other machine has (machine-id(5)): an image's own is that of all its sandboxes.
+fn write_machine_id() {
+    let mut id = [0; 16];
+    // Of the kernel, which has random bytes from its first moment on.
+    if rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()) == Ok(id.len()) {
+        write_file("/etc/machine-id", &format!("{:032x}\n", u128::from_be_bytes(id)));
+    }
 }
 
 fn write_if_empty(path: &str, content: &str) {

@@ -272,6 +272,15 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     check(outcome).map_err(io::Error::from)
 }
 
+/// Has the kernel make its random numbers of what was mixed in last (random(4), RNDRESEEDCRNG).
+pub(crate) fn reseed(random: BorrowedFd<'_>) -> Result<(), Errno> {
+    const RNDRESEEDCRNG: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(b'R', 7);
+    // SAFETY: the call takes no argument, so the kernel reads and writes no memory of ours.
+    let reseed = unsafe { rustix::ioctl::NoArg::<RNDRESEEDCRNG>::new() };
+    // SAFETY: as above; on what is no random device the kernel refuses it.
+    unsafe { rustix::ioctl::ioctl(random, reseed) }
+}
+
 /// A listening vsock socket.
 pub(crate) fn vsock_listen(port: u32, backlog: i32) -> io::Result<OwnedFd> {
     let socket = vsock_socket()?;

@@ -17,8 +17,15 @@ const FULL: &str = r#"{
     "ports": [], "volumes": [], "connections": [], "skipEgressProxy": false
 }"#;
 
+fn new(text: &str) -> Result<NewSandbox, BadBody> {
+    decode::<CreateSandbox>(text.as_bytes()).and_then(NewSandbox::try_from)
+}
+
 fn spec(text: &str) -> Result<SandboxSpec, BadBody> {
-    decode::<CreateSandbox>(text.as_bytes()).and_then(SandboxSpec::try_from)
+    match new(text)? {
+        NewSandbox::OfImage(spec) => Ok(spec),
+        NewSandbox::OfSnapshot(spec) => panic!("{spec:?}"),
+    }
 }
 
 /// The minimal request with one more field.
@@ -66,8 +73,31 @@ fn a_field_that_is_not_carried_out_is_refused_by_name() {
         assert_eq!(error, BadBody::NotYet { field });
         assert_eq!(error.code(), Code::UnsupportedField);
     }
-    let error = spec(r#"{"sourcesRef":{"snapshot":{"id":"s"}}}"#).unwrap_err();
-    assert_eq!(error, BadBody::NotYet { field: "sourcesRef.snapshot" });
+}
+
+#[test]
+fn a_clone_has_names_of_its_own_and_the_rest_from_its_snapshot() {
+    let source = r#"{"sourcesRef":{"snapshot":{"id":"aaaaaaaaaaaaaaaaaaaa"}}"#;
+    let asked = |more: &str| new(&format!("{source}{more}}}"));
+    let NewSandbox::OfSnapshot(clone) = asked(r#","labels":{"a":"b"}"#).unwrap() else { panic!() };
+    assert_eq!(clone.snapshot.as_str(), "aaaaaaaaaaaaaaaaaaaa");
+    assert_eq!((clone.labels["a"].as_str(), clone.lifecycle_json), ("b", None));
+    let cases = [
+        (r#","resources":{"cpu":"1","memory":"2Gi"}"#, "resources: "),
+        (r#","environment":{"A":"1"}"#, "environment: "),
+        (r#","entrypoint":["x"]"#, "entrypoint: "),
+        (r#","cmd":[]"#, "cmd: "),
+        (r#","labels":{"a=b":"c"}"#, "labels.a=b: "),
+    ];
+    for (more, start) in cases {
+        let error = asked(more).unwrap_err();
+        assert!(error.to_string().starts_with(start), "{error}");
+    }
+    let error = new(r#"{"sourcesRef":{"snapshot":{"id":"s"}}}"#).unwrap_err();
+    assert!(error.to_string().starts_with(SNAPSHOT_ID), "{error}");
+    let both =
+        r#"{"sourcesRef":{"snapshot":{"id":"aaaaaaaaaaaaaaaaaaaa"},"diskImage":{"id":"b"}}}"#;
+    assert!(new(both).unwrap_err().to_string().starts_with("sourcesRef: "));
 }
 
 #[test]
@@ -150,7 +180,7 @@ fn the_answer_has_the_form_the_sdk_reads() {
         failure: Some("the VMM ended".to_owned()),
         stopped: Some((StopReason::Asked, time.clone())),
     };
-    let sandbox = Sandbox::new(&id, &group, &spec, condition, time);
+    let sandbox = Sandbox::new(&id, &group, (&spec, None), condition, time);
     let golden = include_str!("golden.json");
     assert_eq!(serde_json::to_string_pretty(&sandbox).unwrap(), golden.trim_end());
     assert_eq!(serde_json::from_str::<Sandbox>(golden).unwrap(), sandbox);

@@ -2,21 +2,25 @@
 //! while this boot of the node lasts, its memory as one plain file that guests map privately.
 //!
 //! `saved/ID/disk.ext4` is durable before the manifest is; `saved/ID/memory-BOOT` is a cache that is
-//! made anew from the pieces. What neither a record nor a clone names is swept at the next start.
+//! made anew from the pieces. Several records may name one snapshot; what none names is removed, at
+//! the latest by the sweep of the next start.
 
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use fs_err as fs;
-use holdfast_model::{GroupKey, SandboxId, SnapshotId};
+use holdfast_model::{GroupKey, SnapshotId};
 use holdfast_snapshot::{
     Collected, Draft, FileSource, Folder, Key, Pages, PieceStore, Snapshot, SnapshotError, collect,
 };
 use holdfast_store::{Store, StoreError};
 use log::{info, warn};
+
+mod hot;
+mod inspect;
 
 use super::{
     disk::{self, DiskError, clone},
@@ -31,6 +35,8 @@ use crate::{
 const MEMORY: &str = "memory";
 const DISK_FILE: &str = "disk.ext4";
 const KEY_BYTES: usize = 32;
+
+pub use inspect::Anatomy;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SaveError {
@@ -65,6 +71,31 @@ pub(super) struct Snapshots {
     store: Arc<Store>,
     /// Held for reading while a snapshot is written: no collection may take its pieces.
     writing: RwLock<()>,
+    pins: Arc<Mutex<Vec<SnapshotId>>>,
+    /// Of all memory files. 0: a quarter of the file system.
+    hot_bytes_max: u64,
+}
+
+/// While it is held the snapshot is not removed.
+#[derive(Debug)]
+pub(super) struct Pin {
+    id: SnapshotId,
+    pins: Arc<Mutex<Vec<SnapshotId>>>,
+}
+
+impl Pin {
+    pub(super) fn id(&self) -> &SnapshotId {
+        &self.id
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = pins.iter().position(|id| *id == self.id) {
+            pins.swap_remove(at);
+        }
+    }
 }
 
 /// What was copied while the guest stood still; removed on drop, unless it was committed.
@@ -75,6 +106,12 @@ pub(super) struct Copied {
     memory: fs::File,
     parent: Option<(SnapshotId, Pages)>,
     committed: bool,
+}
+
+impl Copied {
+    pub(super) fn id(&self) -> &SnapshotId {
+        &self.id
+    }
 }
 
 impl Drop for Copied {
@@ -96,7 +133,11 @@ pub(super) struct TakenUp {
 }
 
 impl Snapshots {
-    pub(super) fn open(state: &Path, store: Arc<Store>) -> Result<Self, SaveError> {
+    pub(super) fn open(
+        state: &Path,
+        store: Arc<Store>,
+        hot_bytes_max: u64,
+    ) -> Result<Self, SaveError> {
         let folders = state.join("saved");
         fs::create_dir_all(&folders).map_err(failed("make", &folders))?;
         let boot = Path::new("/proc/sys/kernel/random/boot_id");
@@ -107,6 +148,8 @@ impl Snapshots {
             node_key: node_key(&state.join("snapshot-key"))?,
             store,
             writing: RwLock::default(),
+            pins: Arc::default(),
+            hot_bytes_max,
         })
     }
 
@@ -136,6 +179,7 @@ impl Snapshots {
         let changed = memory.copy(&copied.memory, below.as_ref());
         let changed = changed.map_err(failed("copy guest memory to", &path))?;
         copied.parent = parent.cloned().zip(changed);
+        self.keep_to_budget(&copied.id);
 
         let to = copied.folder.join(DISK_FILE);
         let saved = disk::new(&to)?;
@@ -184,15 +228,16 @@ impl Snapshots {
 
     /// Finds what is needed to go on from it.
     pub(super) fn take_up(&self, group: &GroupKey, id: &SnapshotId) -> Result<TakenUp, SaveError> {
-        let wrapped = self.store.known_group_secret(group)?;
-        let wrapped = wrapped.ok_or_else(|| SaveError::NoGroupKey { group: group.clone() })?;
-        let key = self.unwrapped(group, &wrapped)?;
+        let key = self.known_group_key(group)?;
         let snapshot = Snapshot::open(&self.pieces, &key, id.as_str())?;
         let state = snapshot.state(&self.pieces, &key)?;
         let state = state.ok_or_else(|| SaveError::NoState { id: id.clone() })?;
         let path = self.memory_path(id);
         let memory = match fs::File::open(&path) {
-            Ok(memory) => memory,
+            Ok(memory) => {
+                hot::used(&memory);
+                memory
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let draft = path.with_extension("draft");
                 // One that an earlier attempt left is of no use.
@@ -200,15 +245,32 @@ impl Snapshots {
                 let file = disk::new(&draft)?;
                 snapshot.image(&self.pieces, &key, MEMORY)?.restore(file.file())?;
                 fs::rename(&draft, &path).map_err(failed("rename", &draft))?;
-                fs::File::open(&path).map_err(failed("open", &path))?
+                let memory = fs::File::open(&path).map_err(failed("open", &path))?;
+                self.keep_to_budget(id);
+                memory
             }
             Err(error) => return Err(failed("open", &path)(error)),
         };
         Ok(TakenUp { memory, state, disk: self.folder(id).join(DISK_FILE) })
     }
 
+    /// Keeps a snapshot that nothing durable names yet, or soon not any more.
+    pub(super) fn pin(&self, id: &SnapshotId) -> Pin {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner).push(id.clone());
+        Pin { id: id.clone(), pins: Arc::clone(&self.pins) }
+    }
+
+    /// Removes a snapshot that no record names and nobody holds. Whether it did.
+    pub(super) fn release(&self, id: &SnapshotId) -> Result<bool, SaveError> {
+        let held = self.pins.lock().unwrap_or_else(PoisonError::into_inner).contains(id);
+        if held || self.store.is_needed(id)? {
+            return Ok(false);
+        }
+        self.remove(id).map(|()| true)
+    }
+
     /// Removes a snapshot, and what no other one stands on. Harmless when there is none.
-    pub(super) fn remove(&self, id: &SnapshotId) -> Result<(), SaveError> {
+    fn remove(&self, id: &SnapshotId) -> Result<(), SaveError> {
         self.pieces.delete_manifest(id.as_str())?;
         let folder = self.folder(id);
         match fs::remove_dir_all(&folder) {
@@ -222,10 +284,15 @@ impl Snapshots {
 
     /// Removes pieces that belong to no snapshot, unless one is being written.
     fn collect(&self) -> Result<Collected, SaveError> {
+        // The next removal does it.
+        Ok(self.collect_now()?.unwrap_or_default())
+    }
+
+    /// Removes pieces that belong to no snapshot. `None`: one is being written, so nothing was done.
+    pub(super) fn collect_now(&self) -> Result<Option<Collected>, SaveError> {
         match self.writing.try_write() {
-            Ok(_alone) => Ok(collect(&self.pieces, 0)?),
-            // The next removal does it.
-            Err(_) => Ok(Collected::default()),
+            Ok(_alone) => Ok(Some(collect(&self.pieces, 0)?)),
+            Err(_) => Ok(None),
         }
     }
 
@@ -264,16 +331,22 @@ impl Snapshots {
         self.unwrapped(group, &wrapped)
     }
 
+    fn known_group_key(&self, group: &GroupKey) -> Result<Key, SaveError> {
+        let wrapped = self.store.known_group_secret(group)?;
+        let wrapped = wrapped.ok_or_else(|| SaveError::NoGroupKey { group: group.clone() })?;
+        self.unwrapped(group, &wrapped)
+    }
+
     fn unwrapped(&self, group: &GroupKey, wrapped: &[u8]) -> Result<Key, SaveError> {
         let key = self.node_key.unwrap(wrapped)?;
         key.ok_or_else(|| SaveError::GroupKey { group: group.clone() })
     }
 
-    /// Says in the log why a snapshot of this sandbox stays behind; the next start sweeps it.
-    pub(super) fn removed_or_logged(&self, sandbox: &SandboxId, id: &SnapshotId) {
-        if let Err(error) = self.remove(id) {
+    /// Says in the log why a snapshot stays behind that nobody needs; the next start sweeps it.
+    pub(super) fn released_or_logged(&self, id: &SnapshotId) {
+        if let Err(error) = self.release(id) {
             let error = error_chain(&error);
-            warn!(id:% = sandbox, snapshot:% = id, error:%; "snapshot not removed");
+            warn!(snapshot:% = id, error:%; "snapshot not removed");
         }
     }
 }
@@ -296,89 +369,4 @@ fn node_key(path: &Path) -> Result<Key, SaveError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::FileExt;
-
-    use holdfast_model::id::ID_BYTES;
-
-    use super::*;
-
-    fn snapshots(state: &Path) -> Snapshots {
-        let store = Arc::new(Store::open(&state.join("store.redb")).unwrap());
-        Snapshots::open(state, store).unwrap()
-    }
-
-    fn id(byte: u8) -> SnapshotId {
-        SnapshotId::from_random([byte; ID_BYTES])
-    }
-
-    fn group() -> GroupKey {
-        GroupKey::local_default()
-    }
-
-    /// As [`Snapshots::copy`] leaves it, of a file.
-    fn copied(snapshots: &Snapshots, id: SnapshotId, text: &[u8]) -> Copied {
-        let folder = snapshots.folder(&id);
-        fs::create_dir_all(&folder).unwrap();
-        let memory = disk::new(&snapshots.memory_path(&id)).unwrap();
-        memory.set_len(1 << 20).unwrap();
-        memory.file().write_all_at(text, 8192).unwrap();
-        fs::write(folder.join(DISK_FILE), "disk").unwrap();
-        Copied { id, folder, memory, parent: None, committed: false }
-    }
-
-    fn memory_of(taken: &TakenUp) -> Vec<u8> {
-        let mut text = vec![0; 5];
-        taken.memory.file().read_exact_at(&mut text, 8192).unwrap();
-        text
-    }
-
-    #[test]
-    fn what_was_committed_is_taken_up_with_and_without_its_memory_file() {
-        let state = tempfile::tempdir().unwrap();
-        let first = snapshots(state.path());
-        first.commit(&group(), copied(&first, id(1), b"guest"), b"state", 7).unwrap();
-        assert_eq!(memory_of(&first.take_up(&group(), &id(1)).unwrap()), b"guest");
-        // As after a restart of the node.
-        fs::remove_file(first.memory_path(&id(1))).unwrap();
-        drop(first);
-        let again = snapshots(state.path());
-        again.sweep(|name| name == id(1).as_str()).unwrap();
-        let taken = again.take_up(&group(), &id(1)).unwrap();
-        assert_eq!((memory_of(&taken), taken.state), (b"guest".to_vec(), b"state".to_vec()));
-        assert_eq!(fs::read(taken.disk).unwrap(), b"disk");
-    }
-
-    #[test]
-    fn what_was_not_committed_is_gone_at_once_and_what_nobody_knows_at_the_next_start() {
-        let state = tempfile::tempdir().unwrap();
-        let all = snapshots(state.path());
-        drop(copied(&all, id(1), b"guest"));
-        assert!(!all.folder(&id(1)).exists());
-        all.commit(&group(), copied(&all, id(2), b"guest"), b"state", 7).unwrap();
-        all.commit(&group(), copied(&all, id(3), b"guest"), b"state", 7).unwrap();
-        all.sweep(|name| name == id(3).as_str()).unwrap();
-        assert!(!all.folder(&id(2)).exists());
-        assert!(all.take_up(&group(), &id(2)).is_err());
-        assert!(all.take_up(&group(), &id(3)).is_ok());
-        all.remove(&id(3)).unwrap();
-        all.remove(&id(3)).unwrap();
-        let left = fs::read_dir(state.path().join("snapshots/segments")).unwrap().count();
-        assert_eq!(left, 0, "pieces of no snapshot");
-    }
-
-    #[test]
-    fn another_nodes_key_opens_nothing_and_says_so() {
-        let state = tempfile::tempdir().unwrap();
-        let all = snapshots(state.path());
-        all.commit(&group(), copied(&all, id(1), b"guest"), b"state", 7).unwrap();
-        drop(all);
-        fs::write(state.path().join("snapshot-key"), [7; KEY_BYTES]).unwrap();
-        let error = snapshots(state.path()).take_up(&group(), &id(1)).unwrap_err();
-        assert!(matches!(error, SaveError::GroupKey { .. }), "{error}");
-        fs::write(state.path().join("snapshot-key"), "short").unwrap();
-        let store = Arc::new(Store::open(&state.path().join("other.redb")).unwrap());
-        let error = Snapshots::open(state.path(), store).err().unwrap();
-        assert!(matches!(error, SaveError::NodeKey { .. }), "{error}");
-    }
-}
+mod tests;

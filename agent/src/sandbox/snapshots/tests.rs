@@ -1,0 +1,165 @@
+use std::os::unix::fs::FileExt;
+
+use holdfast_model::id::ID_BYTES;
+
+use super::*;
+
+fn snapshots(state: &Path) -> Snapshots {
+    let store = Arc::new(Store::open(&state.join("store.redb")).unwrap());
+    Snapshots::open(state, store, 0).unwrap()
+}
+
+fn id(byte: u8) -> SnapshotId {
+    SnapshotId::from_random([byte; ID_BYTES])
+}
+
+fn group() -> GroupKey {
+    GroupKey::local_default()
+}
+
+/// As [`Snapshots::copy`] leaves it, of a file.
+fn copied(snapshots: &Snapshots, id: SnapshotId, text: &[u8]) -> Copied {
+    let folder = snapshots.folder(&id);
+    fs::create_dir_all(&folder).unwrap();
+    let memory = disk::new(&snapshots.memory_path(&id)).unwrap();
+    memory.set_len(1 << 20).unwrap();
+    memory.file().write_all_at(text, 8192).unwrap();
+    fs::write(folder.join(DISK_FILE), "disk").unwrap();
+    Copied { id, folder, memory, parent: None, committed: false }
+}
+
+fn memory_of(taken: &TakenUp) -> Vec<u8> {
+    let mut text = vec![0; 5];
+    taken.memory.file().read_exact_at(&mut text, 8192).unwrap();
+    text
+}
+
+#[test]
+fn what_was_committed_is_taken_up_with_and_without_its_memory_file() {
+    let state = tempfile::tempdir().unwrap();
+    let first = snapshots(state.path());
+    first.commit(&group(), copied(&first, id(1), b"guest"), b"state", 7).unwrap();
+    assert_eq!(memory_of(&first.take_up(&group(), &id(1)).unwrap()), b"guest");
+    // As after a restart of the node.
+    fs::remove_file(first.memory_path(&id(1))).unwrap();
+    drop(first);
+    let again = snapshots(state.path());
+    again.sweep(|name| name == id(1).as_str()).unwrap();
+    let taken = again.take_up(&group(), &id(1)).unwrap();
+    assert_eq!((memory_of(&taken), taken.state), (b"guest".to_vec(), b"state".to_vec()));
+    assert_eq!(fs::read(taken.disk).unwrap(), b"disk");
+}
+
+#[test]
+fn what_was_not_committed_is_gone_at_once_and_what_nobody_knows_at_the_next_start() {
+    let state = tempfile::tempdir().unwrap();
+    let all = snapshots(state.path());
+    drop(copied(&all, id(1), b"guest"));
+    assert!(!all.folder(&id(1)).exists());
+    all.commit(&group(), copied(&all, id(2), b"guest"), b"state", 7).unwrap();
+    all.commit(&group(), copied(&all, id(3), b"guest"), b"state", 7).unwrap();
+    all.sweep(|name| name == id(3).as_str()).unwrap();
+    assert!(!all.folder(&id(2)).exists());
+    assert!(all.take_up(&group(), &id(2)).is_err());
+    assert!(all.take_up(&group(), &id(3)).is_ok());
+    all.remove(&id(3)).unwrap();
+    all.remove(&id(3)).unwrap();
+    let left = fs::read_dir(state.path().join("snapshots/segments")).unwrap().count();
+    assert_eq!(left, 0, "pieces of no snapshot");
+}
+
+#[test]
+fn another_nodes_key_opens_nothing_and_says_so() {
+    let state = tempfile::tempdir().unwrap();
+    let all = snapshots(state.path());
+    all.commit(&group(), copied(&all, id(1), b"guest"), b"state", 7).unwrap();
+    drop(all);
+    fs::write(state.path().join("snapshot-key"), [7; KEY_BYTES]).unwrap();
+    let error = snapshots(state.path()).take_up(&group(), &id(1)).unwrap_err();
+    assert!(matches!(error, SaveError::GroupKey { .. }), "{error}");
+    fs::write(state.path().join("snapshot-key"), "short").unwrap();
+    let store = Arc::new(Store::open(&state.path().join("other.redb")).unwrap());
+    let error = Snapshots::open(state.path(), store, 0).err().unwrap();
+    assert!(matches!(error, SaveError::NodeKey { .. }), "{error}");
+}
+
+#[test]
+fn what_a_record_names_or_somebody_holds_is_not_removed() {
+    let state = tempfile::tempdir().unwrap();
+    let all = snapshots(state.path());
+    all.commit(&group(), copied(&all, id(1), b"guest"), b"state", 7).unwrap();
+    let (held, too) = (all.pin(&id(1)), all.pin(&id(1)));
+    assert!(!all.release(&id(1)).unwrap());
+    drop(held);
+    assert!(!all.release(&id(1)).unwrap());
+    let record = record(id(2), id(1));
+    all.store.create_snapshot(&record).unwrap();
+    drop(too);
+    assert!(!all.release(&id(1)).unwrap());
+    assert!(all.take_up(&group(), &id(1)).is_ok());
+    all.store.remove_snapshot(&record.id).unwrap();
+    assert!(all.release(&id(1)).unwrap());
+    assert!(all.take_up(&group(), &id(1)).is_err());
+}
+
+fn record(id: SnapshotId, data: SnapshotId) -> holdfast_store::SnapshotRecord {
+    holdfast_store::SnapshotRecord {
+        id,
+        group: group(),
+        sandbox: holdfast_model::SandboxId::from_random([1; ID_BYTES]),
+        labels: Default::default(),
+        data,
+        spec: holdfast_model::SandboxSpec {
+            image: holdfast_model::sandbox::ImageSource::Public("a".to_owned()),
+            resources: holdfast_model::Resources::DEFAULT,
+            labels: Default::default(),
+            environment: Default::default(),
+            entrypoint: None,
+            cmd: None,
+            lifecycle_json: None,
+        },
+        image: holdfast_model::Digest::from_sha256([1; 32]),
+        bytes: 0,
+        created_at_ms: 0,
+        request_id: None,
+    }
+}
+
+#[test]
+fn memory_files_over_the_budget_go_and_are_made_anew_from_the_pieces() {
+    let state = tempfile::tempdir().unwrap();
+    let mut all = snapshots(state.path());
+    for byte in 1..4 {
+        let copied = copied(&all, id(byte), b"guest");
+        all.commit(&group(), copied, b"state", 7).unwrap();
+    }
+    // Each has one block of its file system in use, and the first was used last.
+    let one = all.memory_files().unwrap()[0].bytes;
+    hot::used(&fs::File::open(all.memory_path(&id(1))).unwrap());
+    all.hot_bytes_max = 2 * one;
+    all.keep_to_budget(&id(2));
+    let hot = |byte| all.anatomy(&group(), &id(byte)).unwrap().hot;
+    assert_eq!([hot(1), hot(2), hot(3)], [true, true, false]);
+    assert_eq!(memory_of(&all.take_up(&group(), &id(3)).unwrap()), b"guest");
+    // Taken up, it is the one that is kept, and the one that was not used for longest went.
+    assert_eq!([hot(1), hot(2), hot(3)], [true, false, true]);
+}
+
+#[test]
+fn a_snapshot_says_what_it_is_made_of_and_whether_that_is_sound() {
+    let state = tempfile::tempdir().unwrap();
+    let all = snapshots(state.path());
+    all.commit(&group(), copied(&all, id(1), b"guest"), b"state", 7).unwrap();
+    let anatomy = all.anatomy(&group(), &id(1)).unwrap();
+    assert_eq!((anatomy.pieces, anatomy.memory_layers, anatomy.hot), (3, 1, true));
+    assert_eq!(all.bytes(&group(), &id(1)).unwrap(), anatomy.piece_bytes + anatomy.disk_bytes);
+    assert_eq!(all.verify(&group(), &id(1)).unwrap().frames, 1);
+    let segments = fs::read_dir(state.path().join("snapshots/segments")).unwrap();
+    for segment in segments {
+        let path = segment.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[0] ^= 1;
+        fs::write(&path, bytes).unwrap();
+    }
+    assert!(all.verify(&group(), &id(1)).is_err());
+}
