@@ -6,6 +6,8 @@
 
 #[path = "microvm/api.rs"]
 mod api;
+#[path = "microvm/clones.rs"]
+mod clones;
 #[path = "microvm/crowd.rs"]
 mod crowd;
 #[path = "microvm/neighbours.rs"]

@@ -152,9 +152,9 @@ pub(crate) fn config_in(folder: &Path) -> Config {
 }
 
 /// Names of busybox in the image.
-const NAMES: [&str; 18] = [
-    "sh", "cat", "date", "dd", "echo", "head", "hostname", "ifconfig", "mknod", "ping", "rm",
-    "sleep", "stat", "sync", "tail", "true", "wc", "yes",
+const NAMES: [&str; 20] = [
+    "sh", "cat", "date", "dd", "echo", "head", "hostname", "ifconfig", "md5sum", "mknod", "ping",
+    "rm", "sleep", "stat", "sync", "tail", "true", "usleep", "wc", "yes",
 ];
 
 /// Makes a store with one public image: busybox and its names.

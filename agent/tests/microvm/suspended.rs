@@ -13,14 +13,14 @@ use super::{
     run, shell,
 };
 
-async fn stdout(node: &Node, id: &SandboxId, script: &str) -> String {
+pub(crate) async fn stdout(node: &Node, id: &SandboxId, script: &str) -> String {
     let Heard { stdout, exited, stderr } = run(node, id, shell(script), b"").await;
     assert_eq!(exited, Some(Exited::Code(0)), "{script}: {stderr}");
     stdout
 }
 
 /// The next line of a command's output.
-async fn line(session: &mut ExecSession) -> String {
+pub(crate) async fn line(session: &mut ExecSession) -> String {
     let mut line = String::new();
     while !line.ends_with('\n') {
         match session.next().await.unwrap() {
