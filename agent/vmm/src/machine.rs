@@ -78,6 +78,8 @@ pub(crate) enum MachineError {
     WrongPhase { wanted: &'static str, phase: Phase },
     #[error("vCPUs did not stop within {STOP_LIMIT:?}")]
     NotStopped,
+    #[error("threads of vCPUs did not start within {STOP_LIMIT:?}")]
+    NotStarted,
     #[error("cannot {wanted}: the guest has just ended")]
     Over { wanted: &'static str },
 }
@@ -104,6 +106,7 @@ impl MachineError {
             Self::Generation(_) => "see whether this host's random number generator works",
             Self::WrongPhase { .. } => "ask for the phase first (Hello tells it)",
             Self::Over { .. } => "wait for the event that says how",
+            Self::NotStarted => "see that the host has CPU time to give",
             Self::NotStopped | Self::NotTold { .. } => "kill this VMM; its guest cannot be saved",
             Self::State(_) => "take an earlier snapshot, or a VMM of the release that saved it",
             Self::Unfit(_) => "configure the machine as it was when it was saved",
@@ -265,6 +268,11 @@ impl Machine {
         if let Err(error) = seccomp::install(ThreadKind::Main) {
             self.stop();
             return Err(error.into());
+        }
+        // Each has its own filter by then, so that whoever sees the guest run sees all of them.
+        if !self.around.gate.await_all(self.vcpus.len(), STOP_LIMIT) {
+            self.stop();
+            return Err(MachineError::NotStarted);
         }
         Ok(())
     }
