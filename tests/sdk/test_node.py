@@ -79,12 +79,18 @@ class Errors(unittest.TestCase):
                 "SandboxNotFound": lambda: client.get_sandbox("a" * 20),
                 "DiskImageNotFound": lambda: client.get_disk_image("a" * 20),
                 "SandboxGroupNotFound": lambda: list(elsewhere.list_sandboxes()),
-                "UnsupportedOperation": lambda: list(client.list_snapshots()),
+                "SnapshotNotFound": lambda: client.get_snapshot("a" * 20),
+                "UnsupportedOperation": lambda: list(client.list_volumes()),
             }
             for code, call in calls.items():
                 with self.subTest(code), self.assertRaises(ResourceNotFoundError) as caught:
                     call()
                 self.assertEqual(caught.exception.error.code, code)
+
+    def test_a_snapshot_that_is_not_there_is_named(self):
+        with node.client() as client, self.assertRaises(ResourceNotFoundError) as caught:
+            client.begin_create_sandbox(disk=None, snapshot_id="a" * 20)
+        self.assertIn("a" * 20, caught.exception.error.message)
 
     def test_a_public_image_that_is_not_there_is_named(self):
         with node.client() as client, self.assertRaises(ResourceNotFoundError) as caught:
@@ -98,7 +104,6 @@ class Errors(unittest.TestCase):
             "vmmType": {"vmm_type": "x"},
             "connections": {"connections": ["c"]},
             "presetSandboxType": {"disk": None, "preset": "code"},
-            "sourcesRef.snapshot": {"disk": None, "snapshot_id": "s"},
             "ports": {"ports": [80]},
         }
         with node.client() as client:

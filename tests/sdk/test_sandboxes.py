@@ -65,6 +65,30 @@ class Sandboxes(unittest.TestCase):
         self.sandbox.stop()
         self.sandbox.ensure_running()
 
+    def test_a_snapshot_is_made_and_a_sandbox_of_it(self):
+        self.sandbox.exec("echo saved > /dev/shm/saved")
+        snapshot = self.sandbox.create_snapshot(name="first")
+        self.assertEqual((snapshot.labels, snapshot.sandbox_id), ({"name": "first"}, self.sandbox.sandbox_id))
+        self.assertIn(snapshot.id, [one.id for one in self.group.list_snapshots()])
+        self.assertEqual(self.group.get_snapshot(snapshot.id).resources.cpu, "250m")
+        clone = self.group.begin_create_sandbox(disk=None, snapshot_id=snapshot.id).result()
+        try:
+            self.assertEqual(clone.exec("cat /dev/shm/saved; hostname").stdout, f"saved\n{clone.sandbox_id}\n")
+            self.assertEqual(clone.get().sources_ref.snapshot.id, snapshot.id)
+        finally:
+            self.group.begin_delete_sandbox(clone.sandbox_id).result()
+        again = self.sandbox.begin_create_snapshot(name="second").result()
+        for one in (snapshot, again):
+            self.group.delete_snapshot(one.id)
+            with self.assertRaises(ResourceNotFoundError):
+                self.group.get_snapshot(one.id)
+
+    def test_its_lifecycle_policy_is_changed(self):
+        policy = self.sandbox.get().lifecycle
+        policy.auto_suspend.interval = 777
+        self.sandbox.set_lifecycle_policy(policy)
+        self.assertEqual(self.sandbox.get().lifecycle.auto_suspend.interval, 777)
+
     def test_a_program_that_is_not_there_is_the_shells_error(self):
         result = self.sandbox.exec("no-such-program")
         self.assertEqual(result.exit_code, 127)

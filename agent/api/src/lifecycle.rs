@@ -1,4 +1,4 @@
-//! Lifecycle policy of a sandbox: checked, kept and returned. It is acted on when suspend is built.
+//! Lifecycle policy of a sandbox: when it is suspended and deleted by itself.
 
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +43,25 @@ pub struct AutoDelete {
 }
 
 impl Lifecycle {
+    /// Checks what a client sent, and gives it as the text that a record keeps.
+    pub fn checked_json(&self) -> Result<String, BadBody> {
+        self.check()?;
+        serde_json::to_string(self).map_err(|error| BadBody::shape("lifecycle", error.to_string()))
+    }
+
+    /// What a record kept. It was written by us.
+    pub fn of_record(json: Option<&str>) -> Self {
+        json.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+    }
+
+    /// With each policy that `change` has in place of the one there was.
+    pub fn changed(self, change: Self) -> Self {
+        Self {
+            auto_suspend_policy: change.auto_suspend_policy.or(self.auto_suspend_policy),
+            auto_delete_policy: change.auto_delete_policy.or(self.auto_delete_policy),
+        }
+    }
+
     /// What the types do not say: that a time is one that can be waited for.
     pub(crate) fn check(&self) -> Result<(), BadBody> {
         let suspend = self.auto_suspend_policy.as_ref().and_then(|policy| policy.interval);

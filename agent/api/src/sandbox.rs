@@ -300,16 +300,8 @@ fn clone_spec(snapshot: SnapshotId, request: CreateSandbox) -> Result<CloneSpec,
     }
     let labels = request.labels.unwrap_or_default();
     labels::check(&labels)?;
-    let lifecycle_json = lifecycle_json(request.lifecycle.as_ref())?;
+    let lifecycle_json = request.lifecycle.as_ref().map(Lifecycle::checked_json).transpose()?;
     Ok(CloneSpec { snapshot, labels, lifecycle_json })
-}
-
-/// Checked, and as text.
-fn lifecycle_json(lifecycle: Option<&Lifecycle>) -> Result<Option<String>, BadBody> {
-    let Some(lifecycle) = lifecycle else { return Ok(None) };
-    lifecycle.check()?;
-    let text = serde_json::to_string(lifecycle);
-    text.map(Some).map_err(|error| BadBody::shape("lifecycle", error.to_string()))
 }
 
 impl TryFrom<CreateSandbox> for SandboxSpec {
@@ -334,7 +326,7 @@ impl TryFrom<CreateSandbox> for SandboxSpec {
             environment,
             entrypoint: request.entrypoint,
             cmd: request.cmd,
-            lifecycle_json: lifecycle_json(request.lifecycle.as_ref())?,
+            lifecycle_json: request.lifecycle.as_ref().map(Lifecycle::checked_json).transpose()?,
         })
     }
 }

@@ -17,8 +17,8 @@ use crate::{
     error_chain::error_chain,
     images::{GcError, ImageError},
     sandbox::{
-        CreateError, DeleteError, ExecError, ForkError, ResumeError, SaveError, SnapshotCallError,
-        SuspendError,
+        CreateError, DeleteError, ExecError, ForkError, PolicyError, ResumeError, SaveError,
+        SnapshotCallError, SuspendError,
     },
 };
 
@@ -187,6 +187,19 @@ impl From<SuspendError> for Problem {
             _ => return Self::internal(&error, error.hint()),
         };
         Self::new(code, error_chain(&error), error.hint())
+    }
+}
+
+impl From<PolicyError> for Problem {
+    fn from(error: PolicyError) -> Self {
+        match &error {
+            PolicyError::NotFound { .. } => {
+                Self::new(Code::SandboxNotFound, error.to_string(), error.hint())
+            }
+            PolicyError::Slow { .. } | PolicyError::Store(_) => {
+                Self::internal(&error, error.hint())
+            }
+        }
     }
 }
 

@@ -19,11 +19,10 @@ use super::{
 const GROUP: &str = "/subscriptions/{sub}/resourceGroups/{rg}/sandboxGroups/{group}";
 
 /// Calls of the contract under a sandbox that this node does not carry out yet.
-const SANDBOX_NOT_YET: [&str; 13] = [
+const SANDBOX_NOT_YET: [&str; 12] = [
     "enable",
     "commit",
     "stats",
-    "lifecycle",
     "volumes/add",
     "egresspolicy",
     "egress-decisions",
@@ -71,6 +70,7 @@ fn data_plane() -> Router<Arc<App>> {
         .route(&at("sandboxes/{id}/executeShellCommand"), post(exec::execute))
         .route(&at("sandboxes/{id}/stop"), post(sandboxes::stop))
         .route(&at("sandboxes/{id}/resume"), post(sandboxes::resume))
+        .route(&at("sandboxes/{id}/lifecycle"), post(sandboxes::lifecycle))
         .route(&at("sandboxes/{id}/snapshot"), post(snapshots::create))
         .route(&at("snapshots"), get(snapshots::list))
         .route(&at("snapshots/{id}"), get(snapshots::get).delete(snapshots::delete))

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::{body::Body, extract::State, response::Response};
 use holdfast_api::{
     labels::LabelFilter,
+    lifecycle::Lifecycle,
     model::sandbox::NewSandbox,
     node::{ExitCounts, Phase, SandboxDetails, VmmDetails},
     sandbox::{Condition, CreateSandbox, Sandbox},
@@ -73,6 +74,18 @@ pub(super) async fn resume(State(app): State<Arc<App>>, OfSandbox(record): OfSan
         Ok(()) | Err(ResumeError::Slow { .. }) => Ok(empty(204)),
         Err(error) => Err((&error).into()),
     }
+}
+
+/// A policy that the body leaves out stays as it is.
+pub(super) async fn lifecycle(
+    State(app): State<Arc<App>>,
+    OfSandbox(record): OfSandbox,
+    body: Body,
+) -> Answer {
+    let change: Lifecycle = body::json(body).await?;
+    let now = Lifecycle::of_record(record.spec.lifecycle_json.as_deref()).changed(change);
+    app.registry.change_lifecycle(&record.id, now.checked_json()?).await?;
+    Ok(json(200, &now))
 }
 
 pub(super) async fn details(State(app): State<Arc<App>>, OfSandbox(record): OfSandbox) -> Answer {

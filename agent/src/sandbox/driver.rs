@@ -84,6 +84,9 @@ pub(super) enum Ask {
     Resume(Box<Wake>),
     /// Heard while it is Running or Suspended; else the reply is dropped.
     Keep(oneshot::Sender<Result<Kept, SuspendError>>),
+    /// The policy to have from now on, as its record keeps it. Heard where no move is under way;
+    /// else the reply is dropped.
+    Lifecycle(String, oneshot::Sender<Result<(), StoreError>>),
 }
 
 /// What a machine was parted from for.
@@ -99,7 +102,7 @@ pub(super) async fn ending(inbox: &mut mpsc::Receiver<Ask>) -> Ask {
     loop {
         match inbox.recv().await {
             Some(ask @ (Ask::Delete | Ask::Stop(_))) => return ask,
-            Some(Ask::Suspend(_) | Ask::Resume(_) | Ask::Keep(_)) => {}
+            Some(Ask::Suspend(_) | Ask::Resume(_) | Ask::Keep(_) | Ask::Lifecycle(..)) => {}
             None => return Ask::Stop(Ending::Detach),
         }
     }
@@ -182,6 +185,10 @@ impl Driver {
                 Ask::Resume(wake) if self.is_suspended() => self.resume(*wake).await,
                 Ask::Keep(reply) => {
                     let _ = reply.send(self.keep_suspended().await);
+                    Parted::Ended
+                }
+                Ask::Lifecycle(json, reply) => {
+                    let _ = reply.send(self.change_lifecycle(json).await);
                     Parted::Ended
                 }
                 // Too late, or tried again when it is asked again.
@@ -396,7 +403,7 @@ impl Driver {
                 "sandbox runs"
             );
         }
-        let idle_after = policy::idle_after(&self.record.spec);
+        let mut idle_after = policy::idle_after(&self.record.spec);
         let mut look_at = Instant::now() + idle_after.unwrap_or_default();
         loop {
             tokio::select! {
@@ -433,6 +440,11 @@ impl Driver {
                     }
                     Some(Ask::Keep(reply)) => {
                         let _ = reply.send(self.keep_running(machine, &live).await);
+                    }
+                    Some(Ask::Lifecycle(json, reply)) => {
+                        let _ = reply.send(self.change_lifecycle(json).await);
+                        idle_after = policy::idle_after(&self.record.spec);
+                        look_at = Instant::now() + live.next_look(idle_after.unwrap_or_default());
                     }
                     // It runs.
                     Some(Ask::Resume(_)) => {}
@@ -527,6 +539,16 @@ impl Driver {
                 status.live = None;
             }
         });
+    }
+
+    async fn change_lifecycle(&mut self, json: String) -> Result<(), StoreError> {
+        let before = self.record.spec.lifecycle_json.replace(json);
+        let (store, record) = (Arc::clone(&self.node.store), self.record.clone());
+        let stored = off_thread(move || store.put_sandbox(&record)).await;
+        if stored.is_err() {
+            self.record.spec.lifecycle_json = before;
+        }
+        stored
     }
 
     /// Writes the record, and that something is under way about it.

@@ -185,6 +185,27 @@ impl SuspendError {
     }
 }
 
+/// Why a sandbox has the policy it had.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    #[error("there is no sandbox {id}")]
+    NotFound { id: SandboxId },
+    #[error("sandbox {id} did not settle within {} s", waited.as_secs())]
+    Slow { id: SandboxId, waited: Duration },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl PolicyError {
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "list what there is with `holdfast sandbox list`",
+            Self::Slow { .. } => "ask again; the node's log says what it waits for",
+            Self::Store(error) => error.hint(),
+        }
+    }
+}
+
 /// Why no snapshot was made for a client. The sandbox goes on as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotCallError {

@@ -24,8 +24,8 @@ mod uid;
 
 pub use driver::Ending;
 pub use error::{
-    CreateError, DeleteError, ExecError, ForkError, GuestError, LaunchError, ResumeError,
-    SnapshotCallError, StartError, SuspendError,
+    CreateError, DeleteError, ExecError, ForkError, GuestError, LaunchError, PolicyError,
+    ResumeError, SnapshotCallError, StartError, SuspendError,
 };
 pub use guest::{ExecInput, ExecOutput, ExecSession, FileReader};
 pub use launch::BootPhases;

@@ -10,9 +10,7 @@ use holdfast_store::Saved;
 const IDLE_DEFAULT: Duration = Duration::from_secs(300);
 
 fn lifecycle(spec: &SandboxSpec) -> Lifecycle {
-    // It was checked at the door, and written by us.
-    let text = spec.lifecycle_json.as_deref().unwrap_or("{}");
-    serde_json::from_str(text).unwrap_or_default()
+    Lifecycle::of_record(spec.lifecycle_json.as_deref())
 }
 
 /// After how long without use it is suspended. `None`: never. Suspends that keep the disk alone are

@@ -3,10 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_model::{SandboxId, State, StopReason};
-use tokio::time::timeout;
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{
-    ExecError, ResumeError, SuspendError,
+    ExecError, PolicyError, ResumeError, SuspendError,
     driver::{Ask, Wake},
     limits,
     registry::{Registry, free_disk},
@@ -18,6 +18,12 @@ const SUSPEND_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a resume is waited for, by whoever asked or needs the sandbox.
 const RESUME_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a change of policy waits for the end of a move.
+const POLICY_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Between two asks that came at a bad moment.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 impl Registry {
     /// Suspends the sandbox, and answers when it is Suspended, or after a while when it is not yet.
@@ -103,6 +109,34 @@ impl Registry {
             Ok(outcome) => outcome,
             Err(_) => Err(slow(State::Resuming)),
         }
+    }
+
+    /// Gives the sandbox another policy. Answers when it rules.
+    pub async fn change_lifecycle(&self, id: &SandboxId, json: String) -> Result<(), PolicyError> {
+        let mut handle = self.handle(id).ok_or_else(|| PolicyError::NotFound { id: id.clone() })?;
+        let passing = [State::Creating, State::Stopping, State::Resuming];
+        let settled = |status: &Status| status.gone || !passing.contains(&status.state);
+        let waited = async {
+            // A move that begins in between drops the ask: it is made again after it.
+            loop {
+                let gone = handle
+                    .status
+                    .wait_for(settled)
+                    .await
+                    .map_or(true, |status| status.gone || status.state == State::Deleting);
+                let (reply, replied) = oneshot::channel();
+                let asked = handle.inbox.send(Ask::Lifecycle(json.clone(), reply)).await;
+                if gone || asked.is_err() {
+                    return Err(PolicyError::NotFound { id: id.clone() });
+                }
+                match replied.await {
+                    Ok(stored) => return Ok(stored?),
+                    Err(_) => tokio::time::sleep(ASK_AGAIN).await,
+                }
+            }
+        };
+        let slow = || PolicyError::Slow { id: id.clone(), waited: POLICY_PATIENCE };
+        timeout(POLICY_PATIENCE, waited).await.map_err(|_| slow())?
     }
 
     /// What a suspended sandbox needs again.
