@@ -107,11 +107,13 @@ pub struct Images {
     pub gc_above_percent: u8,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Snapshots {
     /// MiB of memory files, from which sandboxes go on at once. 0 is a quarter of the file system.
     pub hot_mib: u32,
+    /// Booted guests kept for later sandboxes of the same image and size. 0: every one boots.
+    pub templates_max: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -175,6 +177,13 @@ impl Default for Capacity {
 impl Default for Images {
     fn default() -> Self {
         Self { gc_above_percent: 85 }
+    }
+}
+
+impl Default for Snapshots {
+    fn default() -> Self {
+        // Some tens of MiB of disk each, and as much page cache while it is used.
+        Self { hot_mib: 0, templates_max: 16 }
     }
 }
 

@@ -109,6 +109,11 @@ metrics! {
         "Suspends of sandboxes by outcome.", &[label("outcome", OUTCOMES)]);
     RESUMES = metric("holdfast_resumes_total", Counter, "resumes",
         "Resumes of sandboxes by outcome.", &[label("outcome", OUTCOMES)]);
+    SNAPSHOTS = metric("holdfast_snapshots_total", Counter, "snapshots",
+        "Snapshots of sandboxes that went on, by outcome.", &[label("outcome", OUTCOMES)]);
+    TEMPLATES = metric("holdfast_templates_total", Counter, "templates",
+        "Guests kept for later launches of their kind, and launches that began from one.",
+        &[label("event", &["made", "not_made", "used"])]);
     BOOT_PHASES = metric("holdfast_boot_phase_seconds", Histogram, "seconds",
         "Phases of launches that came to Running.", &[label("phase", PHASES)]);
     EXITS = metric("holdfast_exits_total", Counter, "microVMs",
@@ -339,6 +344,21 @@ impl Metrics {
 
     pub fn resume_failed(&self) {
         self.add(&RESUMES, &["failed"], 1);
+    }
+
+    /// A sandbox was saved while it went on.
+    pub fn snapshot(&self, done: bool) {
+        self.add(&SNAPSHOTS, &[outcome(done)], 1);
+    }
+
+    /// A guest was to be kept for later launches.
+    pub fn template_made(&self, done: bool) {
+        self.add(&TEMPLATES, &[if done { "made" } else { "not_made" }], 1);
+    }
+
+    /// A launch began from one.
+    pub fn template_used(&self) {
+        self.add(&TEMPLATES, &["used"], 1);
     }
 
     /// A microVM ended.

@@ -21,14 +21,16 @@ use tokio::{
 use super::{
     BootPhases, LaunchError, SuspendError,
     activity::Activity,
+    boot::{self, BootError, Origin},
     disk::Disks,
     guest::GuestLink,
-    launch::{self, BootError, Booted, Lent, Machine, ms_since},
+    launch::{Booted, Lent, Machine, ms_since},
     limits::Traffic,
     now_ms, policy,
     snapshots::Snapshots,
     status::{Live, Refusals, Status, stats},
     suspend::Kept,
+    templates::{Kind, Plan, Templates},
     uid::Uids,
 };
 use crate::{
@@ -60,6 +62,7 @@ pub(super) struct Node {
     pub(super) metrics: Arc<Metrics>,
     pub(super) disks: Disks,
     pub(super) snapshots: Snapshots,
+    pub(super) templates: Templates,
     pub(super) uids: Uids,
     /// Launches under way.
     pub(super) launches: Semaphore,
@@ -230,33 +233,53 @@ impl Driver {
         let lent = Lent { uid: node.uids.lease(), reservation };
         self.record.uid = Some(lent.uid.uid());
         self.note(Intent { step: Step::Lending, ..intent }).await;
+        let kind = Kind::of(self.record.image, &self.record.spec);
         let prepared = {
             let (node, record) = (Arc::clone(&self.node), self.record.clone());
-            let image = Arc::clone(&image);
+            let (image, kind) = (Arc::clone(&image), kind.clone());
             off_thread(move || {
                 // A clone begins where its snapshot stood.
-                let origin = record.saved.as_ref();
-                let taken = origin.map(|it| node.snapshots.take_up(&record.group, &it.snapshot));
-                let taken = taken.transpose().map_err(LaunchError::Snapshot)?;
-                Machine::prepare(&node, &record, &image, lent, taken)
+                let (origin, taken) = match &record.saved {
+                    Some(saved) => {
+                        let taken = node.snapshots.take_up(&record.group, &saved.snapshot);
+                        (Origin::Saved, Some(taken.map_err(LaunchError::Snapshot)?))
+                    }
+                    None => match node.templates.plan(&kind) {
+                        Plan::Boot => (Origin::Kernel(None), None),
+                        Plan::BootAndKeep(making) => (Origin::Kernel(Some(making)), None),
+                        Plan::FromTemplate(taken) => (Origin::Template, Some(taken)),
+                    },
+                };
+                let machine = Machine::prepare(&node, &record, &image, lent, taken)?;
+                Ok::<_, LaunchError>((origin, machine))
             })
             .await
         };
         phases.prepare_ms = ms_since(began);
-        let mut machine = match prepared {
-            Ok(machine) => machine,
+        let (origin, mut machine) = match prepared {
+            Ok(prepared) => prepared,
             Err(error) => {
                 node.metrics.boot_failed();
                 self.fail(error_chain(&error)).await;
                 return Parted::Ended;
             }
         };
-        let parted = match self.boot(&mut machine, &image, &mut phases).await {
+        let of_template = matches!(origin, Origin::Template);
+        let parted = match self.boot(&mut machine, (&image, origin), &mut phases).await {
             Booting::Booted(booted) => {
                 drop(turn);
+                if of_template {
+                    node.metrics.template_used();
+                }
                 self.serve(&mut machine, booted, phases).await
             }
-            Booting::Failed => Parted::Ended,
+            Booting::Failed => {
+                if of_template {
+                    // Whatever was wrong with it: the next one boots.
+                    node.templates.forget(&kind);
+                }
+                Parted::Ended
+            }
             Booting::Asked(ask) => Parted::Asked(ask),
         };
         self.part(machine, parted).await
@@ -310,19 +333,12 @@ impl Driver {
     async fn boot(
         &mut self,
         machine: &mut Machine,
-        image: &Located,
+        (image, origin): (&Located, Origin),
         phases: &mut BootPhases,
     ) -> Booting {
         let (node, record) = (Arc::clone(&self.node), self.record.clone());
-        let booted = async {
-            if record.saved.is_some() {
-                launch::restore(machine, &record, phases).await
-            } else {
-                launch::boot(machine, &record, image, &node, phases).await
-            }
-        };
         let booted = tokio::select! {
-            booted = booted => booted,
+            booted = boot::begin(machine, (&record, image), origin, &node, phases) => booted,
             ask = ending(&mut self.inbox) => {
                 return Booting::Asked(self.not_launched(ask).await);
             }

@@ -160,6 +160,8 @@ pub enum SuspendError {
     #[error("guest memory cannot be read")]
     Memory(#[source] io::Error),
     #[error(transparent)]
+    Template(super::disk::DiskError),
+    #[error(transparent)]
     Save(#[from] super::snapshots::SaveError),
     #[error("a part of the microVM could not be made")]
     Launch(#[from] LaunchError),

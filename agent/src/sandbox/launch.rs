@@ -5,7 +5,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::ExitStatus,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use fs_err as fs;
@@ -13,7 +13,7 @@ use holdfast_jail::{
     Adopted, Cgroup, Handover, Identity, JailError, ProcessLimits, RunFolder, VmmPlan, VmmProcess,
     guest_memory, keep_cores_apart, sealed_bytes, tap_in_a_slot,
 };
-use holdfast_model::SandboxId;
+use holdfast_model::{MilliCpu, SandboxId};
 use holdfast_netpolicy::SANDBOX_RULESET;
 use holdfast_scheduler::Reservation;
 use holdfast_store::SandboxRecord;
@@ -27,17 +27,11 @@ use rustix::process::Signal;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::mpsc,
-    time::timeout,
 };
 
 use super::{
-    ExecError, LaunchError, control,
-    control::{Control, ControlError},
-    driver::Node,
-    guest::GuestLink,
-    limits, settings,
-    snapshots::TakenUp,
-    uid::UidLease,
+    LaunchError, control, control::Control, driver::Node, guest::GuestLink, limits,
+    snapshots::TakenUp, uid::UidLease,
 };
 use crate::{
     config::Smt,
@@ -61,10 +55,6 @@ const GUEST_MAC: [u8; 6] = [0x02, 0x48, 0x46, 0, 0, 0x02];
 
 /// Bytes of a frame's payload that go over any link.
 const GUEST_MTU: u16 = 1500;
-
-/// From the first instruction until PID 1 serves. A boot takes a fraction of a second on hardware;
-/// an emulated machine under load is a hundred times slower.
-const READY_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Launches under way for each CPU of the node. More would slow every one of them down, so that
 /// all are late where some could be early.
@@ -272,8 +262,7 @@ impl Machine {
 
     /// Connects to a VMM that was booted long ago. Its guest has reported already.
     pub(super) async fn connect(&self) -> Result<Booted, LaunchError> {
-        let socket = self.run.path().join("control.sock");
-        let (control, events, phase) = control::connect(&socket).await?;
+        let (control, events, phase) = control::connect(&self.control_path()).await?;
         match phase {
             Phase::Ready => {}
             Phase::Paused => control
@@ -285,6 +274,15 @@ impl Machine {
             }
         }
         Ok(Booted { control, events, guest: GuestLink::new(self.vsock_path()) })
+    }
+
+    pub(super) fn control_path(&self) -> PathBuf {
+        self.run.path().join("control.sock")
+    }
+
+    /// Holds it to so much CPU. Not before its guest is set up: a boot gets what there is.
+    pub(super) fn limit_cpu(&self, cpu: MilliCpu) -> Result<(), JailError> {
+        self.cgroup.limit_cpu(cpu)
     }
 
     pub(super) fn vmm_pid(&self) -> u32 {
@@ -322,132 +320,6 @@ impl Machine {
     /// The last lines of the guest's serial port and of the VMM's log, for the agent's log.
     pub(super) fn last_words(&self) -> (String, String) {
         (tail(&self.run.path().join("serial.log")), tail(&self.run.path().join("vmm.log")))
-    }
-}
-
-/// Boots the machine and sets its guest up. May be cancelled: the machine is the caller's.
-pub(super) async fn boot(
-    machine: &Machine,
-    record: &SandboxRecord,
-    image: &Located,
-    node: &Node,
-    phases: &mut BootPhases,
-) -> Result<Booted, BootError> {
-    let began = Instant::now();
-    let (control, mut events, _) =
-        until_end(machine, control::connect(&machine.run.path().join("control.sock"))).await??;
-    phases.spawn_ms = ms_since(began);
-
-    let booting = Instant::now();
-    until_end(machine, control.demand(ToVmm::Boot))
-        .await??
-        .map_err(|reason| LaunchError::Refused { reason })?;
-    let ready = timeout(READY_PATIENCE, guest_ready(&mut events));
-    match until_end(machine, ready).await? {
-        Ok(Ok(())) => {}
-        Ok(Err(exit)) => return Err(BootError::Ended(exit)),
-        Err(_) => return Err(LaunchError::NotReady { waited: READY_PATIENCE }.into()),
-    }
-    phases.boot_ms = ms_since(booting);
-    fault::at(Point::CreateBooted);
-
-    let starting = Instant::now();
-    let guest = GuestLink::new(machine.vsock_path());
-    let overrides = settings::disk_image_overrides(node, record).await;
-    let start = settings::start(record, &image.record.settings, &overrides);
-    until_end(machine, guest.start(start)).await?.map_err(not_set_up)?;
-    machine.cgroup.limit_cpu(record.spec.resources.cpu)?;
-    phases.start_ms = ms_since(starting);
-    fault::at(Point::CreateStarted);
-    Ok(Booted { control, events, guest })
-}
-
-/// What a call that sets the guest up came to.
-fn not_set_up(error: ExecError) -> LaunchError {
-    match error {
-        ExecError::Refused(failure) => LaunchError::Start { message: failure.message },
-        ExecError::Guest(error) => LaunchError::Guest(error),
-        other => LaunchError::Start { message: other.to_string() },
-    }
-}
-
-/// Has the machine go on from the state it was given. May be cancelled: the machine is the caller's.
-pub(super) async fn restore(
-    machine: &Machine,
-    record: &SandboxRecord,
-    phases: &mut BootPhases,
-) -> Result<Booted, BootError> {
-    let began = Instant::now();
-    let (control, events, _) =
-        until_end(machine, control::connect(&machine.run.path().join("control.sock"))).await??;
-    phases.spawn_ms = ms_since(began);
-
-    let restoring = Instant::now();
-    for request in [ToVmm::Restore, ToVmm::RenewGeneration, ToVmm::Resume] {
-        until_end(machine, control.demand(request))
-            .await??
-            .map_err(|reason| LaunchError::Refused { reason })?;
-    }
-    phases.boot_ms = ms_since(restoring);
-
-    let telling = Instant::now();
-    let guest = GuestLink::new(machine.vsock_path());
-    let skew_ns = until_end(machine, guest.resumed()).await?.map_err(not_set_up)?;
-    if record.saved.as_ref().is_some_and(|saved| saved.of_another) {
-        let mut seed = [0; 32];
-        getrandom::fill(&mut seed).map_err(|error| LaunchError::Random(error.into()))?;
-        let renewed = guest.renew(record.id.to_string(), seed);
-        until_end(machine, renewed).await?.map_err(not_set_up)?;
-    }
-    machine.cgroup.limit_cpu(record.spec.resources.cpu)?;
-    phases.start_ms = ms_since(telling);
-    log::info!(skew_ms = skew_ns / 1_000_000; "a guest's clock was set after its resume");
-    Ok(Booted { control, events, guest })
-}
-
-/// Why a boot did not come to its end.
-pub(super) enum BootError {
-    Failed(LaunchError),
-    /// The machine ended under it. The last word, if one was heard.
-    Ended(Option<Exit>),
-}
-
-impl<E: Into<LaunchError>> From<E> for BootError {
-    fn from(error: E) -> Self {
-        Self::Failed(error.into())
-    }
-}
-
-impl From<ControlError> for LaunchError {
-    fn from(error: ControlError) -> Self {
-        Self::Control(error)
-    }
-}
-
-/// Does the work, unless the machine ends first. The work is given a moment more then: what it
-/// waits for may have been sent before the end.
-async fn until_end<T>(machine: &Machine, work: impl Future<Output = T>) -> Result<T, BootError> {
-    const LAST_WORD_PATIENCE: Duration = Duration::from_millis(200);
-    tokio::pin!(work);
-    tokio::select! {
-        outcome = &mut work => Ok(outcome),
-        _ = machine.ended() => {
-            timeout(LAST_WORD_PATIENCE, work).await.map_err(|_| BootError::Ended(None))
-        }
-    }
-}
-
-/// Waits for PID 1. The error: the machine ended first, with its last word if there was one.
-async fn guest_ready(events: &mut mpsc::Receiver<Event>) -> Result<(), Option<Exit>> {
-    loop {
-        match events.recv().await {
-            Some(Event::GuestReady) => return Ok(()),
-            Some(Event::Exited(exit)) => return Err(Some(exit)),
-            Some(Event::DeviceStopped { device, reason }) => {
-                log::warn!(device:%, reason:%; "a device was stopped during boot");
-            }
-            None => return Err(None),
-        }
     }
 }
 

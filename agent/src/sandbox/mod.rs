@@ -1,6 +1,7 @@
 //! Sandboxes of this node: the registry that knows them, and for each a driver that owns it.
 
 mod activity;
+mod boot;
 mod clones;
 mod control;
 mod disk;
@@ -20,6 +21,7 @@ mod sleep;
 mod snapshots;
 mod status;
 mod suspend;
+mod templates;
 mod uid;
 
 pub use driver::Ending;

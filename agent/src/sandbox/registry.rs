@@ -38,8 +38,9 @@ use super::{
     limits::{self, DiskBound, Traffic},
     now_ms,
     recover::{self, Recovered},
-    snapshots::Snapshots,
+    snapshots::{SaveError, Snapshots},
     status::{Live, Status},
+    templates::Templates,
     uid::Uids,
 };
 use crate::{
@@ -135,13 +136,20 @@ impl Registry {
         }
         let (state, store) = (paths.state.clone(), Arc::clone(&parts.store));
         let hot_bytes_max = Mib(parts.config.snapshots.hot_mib).bytes();
-        let snapshots = off_thread(move || Snapshots::open(&state, store, hot_bytes_max)).await?;
+        let templates_max = parts.config.snapshots.templates_max;
+        let (snapshots, templates) = off_thread(move || {
+            let snapshots = Snapshots::open(&state, store, hot_bytes_max)?;
+            let templates = Templates::open(&state, templates_max).map_err(SaveError::Folder)?;
+            Ok::<_, SaveError>((snapshots, templates))
+        })
+        .await?;
         let node = Arc::new(Node {
             store: parts.store,
             images: parts.images,
             metrics: parts.metrics,
             disks: Disks::new(&paths.state),
             snapshots,
+            templates,
             uids: Uids::default(),
             launches: Semaphore::new(launches_max()),
             traffic: Traffic::new(&parts.config.limits, bounded_disk(parts.config, &cgroups)),

@@ -12,7 +12,7 @@ use holdfast_wire::vmm::{Reply, ToVmm};
 use log::{info, warn};
 
 use super::{
-    SuspendError,
+    SuspendError, boot,
     driver::{Booting, Driver, Parted, Wake, ending},
     launch::{self, Lent, Machine, ms_since},
     memory::GuestMemory,
@@ -135,6 +135,12 @@ impl Driver {
         machine: &Machine,
         live: &Live,
     ) -> Result<Kept, SuspendError> {
+        let kept = self.keep(machine, live).await;
+        self.node.metrics.snapshot(kept.is_ok());
+        kept
+    }
+
+    async fn keep(&self, machine: &Machine, live: &Live) -> Result<Kept, SuspendError> {
         let began = std::time::Instant::now();
         let still = self.copy(machine, live).await;
         // A VMM that does not answer this is found out by its events, or by the next call.
@@ -209,7 +215,7 @@ impl Driver {
 
     async fn restore(&mut self, machine: &mut Machine, phases: &mut launch::BootPhases) -> Booting {
         let restored = tokio::select! {
-            restored = launch::restore(machine, &self.record, phases) => restored,
+            restored = boot::go_on(machine, &self.record, phases) => restored,
             ask = ending(&mut self.inbox) => return Booting::Asked(ask),
         };
         match restored {
@@ -217,8 +223,8 @@ impl Driver {
                 fault::at(Point::ResumeRestored);
                 return Booting::Booted(booted);
             }
-            Err(launch::BootError::Failed(error)) => self.not_resumed(error_chain(&error)).await,
-            Err(launch::BootError::Ended(last_word)) => {
+            Err(boot::BootError::Failed(error)) => self.not_resumed(error_chain(&error)).await,
+            Err(boot::BootError::Ended(last_word)) => {
                 let (_, reason) = machine.post_mortem(last_word);
                 self.not_resumed(reason).await;
             }

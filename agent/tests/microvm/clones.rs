@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fs_err as fs;
 use holdfast_model::{
-    SandboxId, SnapshotId, State,
+    SandboxId, SandboxSpec, SnapshotId, State,
     sandbox::{CloneSpec, NewSandbox},
 };
 use holdfast_store::SnapshotRecord;
@@ -12,9 +12,10 @@ use holdfast_wire::guest::{ExecKey, Keep};
 use holdfastd::sandbox::{CreateError, SnapshotCallError, SuspendError};
 
 use super::{
+    counted,
     node::{Node, group, spec},
     shell,
-    suspended::{line, stdout},
+    suspended::{line, stdout, unix_seconds},
 };
 
 /// What tells one machine from another, from inside.
@@ -163,4 +164,44 @@ async fn a_fork_is_as_many_clones_of_what_runs_or_is_suspended_or_none() {
     let SnapshotCallError::Suspend(SuspendError::NotFound { .. }) = error else {
         panic!("{error}")
     };
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kind_asked_for_again_begins_as_a_clone_of_a_booted_guest() {
+    let node = Node::start().await;
+    let templates =
+        |event: &str| counted(&node, &format!("holdfast_templates_total{{event=\"{event}\"}}"));
+    let script = "echo $OF_SPEC $OF_IMAGE; cat /tmp/own; hostname; \
+                  cat /etc/machine-id /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | md5sum";
+    let mut seen = BTreeSet::new();
+    for number in 0..4 {
+        let environment = [("OF_SPEC".to_owned(), number.to_string())].into();
+        let entrypoint = Some(
+            ["/bin/sh", "-c", "echo $OF_SPEC > /tmp/own; sleep 1000"].map(str::to_owned).into(),
+        );
+        let id = node.running(SandboxSpec { environment, entrypoint, ..spec(128) }).await;
+        // The entrypoint was started a moment ago.
+        let own = stdout(&node, &id, "until [ -s /tmp/own ]; do sleep 0.1; done").await;
+        assert_eq!(own, "");
+        let text = stdout(&node, &id, script).await;
+        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        let expected = [format!("{number} image"), number.to_string(), id.to_string()];
+        assert_eq!(lines[..3], expected, "{text}");
+        seen.extend(lines.into_iter().skip(2));
+        // The first is asked for once, the second kept, the others are made of it.
+        let expected = [u32::from(number > 0), number.max(1) - 1].map(f64::from);
+        assert_eq!([templates("made"), templates("used")], expected, "{number}");
+        let clock: u64 = stdout(&node, &id, "date +%s").await.trim().parse().unwrap();
+        assert!(clock.abs_diff(unix_seconds()) <= 1, "{clock}");
+        // It is suspended and goes on as any other.
+        node.registry.suspend(&id).await.unwrap();
+        assert_eq!(stdout(&node, &id, "cat /tmp/own").await, format!("{number}\n"));
+        node.registry.delete(&id).await.unwrap();
+    }
+    assert_eq!(seen.len(), 4 * 4, "{seen:?}");
+    // Another size is another kind.
+    let id = node.running(spec(160)).await;
+    assert_eq!(templates("used"), 2.0);
+    node.registry.delete(&id).await.unwrap();
+    assert_eq!((count(&node, "saved"), count(&node, "templates/guests")), (0, 1));
 }

@@ -32,7 +32,7 @@ pub(crate) async fn line(session: &mut ExecSession) -> String {
     line
 }
 
-fn unix_seconds() -> u64 {
+pub(crate) fn unix_seconds() -> u64 {
     std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()
 }
 

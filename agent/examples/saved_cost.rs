@@ -1,0 +1,182 @@
+//! What it costs to suspend a sandbox, to have it go on, and to make sandboxes of it: in virtual
+//! microseconds, where the machine counts instructions (`scripts/bench resume`).
+//!
+//! Prints lines `name: value`, one for each round.
+#![expect(clippy::print_stdout, reason = "it prints its figures")]
+
+#[path = "../tests/microvm/node.rs"]
+#[allow(dead_code)]
+mod node;
+
+use std::{
+    os::unix::fs::MetadataExt,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use fs_err as fs;
+use holdfast_model::SandboxId;
+use holdfast_wire::guest::{Command, Exec, Output};
+use node::{Node, spec};
+
+const MEMORY_MIB: u32 = 256;
+const DIRTY_MIB: u32 = 96;
+
+/// After a resume: what is resident then is what the guest needed of it.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// Clones of one snapshot.
+const CLONES: u32 = 4;
+
+async fn exec(node: &Node, id: &SandboxId, script: &str) -> String {
+    let exec = Exec {
+        command: Command::Shell(script.to_owned()),
+        env: Vec::new(),
+        cwd: None,
+        user: None,
+        stdin: false,
+        timeout_ms: None,
+        keep: None,
+    };
+    let mut session = node.registry.exec(id, exec).await.unwrap();
+    let mut text = String::new();
+    // The first output is what somebody waits for.
+    while let Some(output) = session.next().await.unwrap() {
+        if let Output::Stdout(bytes) = output {
+            text += std::str::from_utf8(&bytes).unwrap();
+            break;
+        }
+    }
+    text
+}
+
+fn say(name: &str, value: impl std::fmt::Display) {
+    println!("{name}: {value}");
+}
+
+fn us(began: Instant) -> u128 {
+    began.elapsed().as_micros()
+}
+
+/// Bytes on disk of all files below.
+fn disk_bytes(folder: &Path, wanted: &dyn Fn(&Path) -> bool) -> u64 {
+    fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| match path.metadata().unwrap() {
+            metadata if metadata.is_dir() => disk_bytes(&path, wanted),
+            _ if !wanted(&path) => 0,
+            metadata => metadata.blocks() * 512,
+        })
+        .sum()
+}
+
+fn is_memory(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("memory-"))
+}
+
+/// The plain memory files, whose holes are pages of zeros.
+fn memory_bytes(node: &Node) -> u64 {
+    disk_bytes(&node.state().join("saved"), &is_memory)
+}
+
+fn piece_bytes(node: &Node) -> u64 {
+    disk_bytes(&node.state().join("snapshots"), &|_| true)
+}
+
+/// What of a VMM is in memory: the guest's, its own.
+fn resident_kib(pid: u32) -> u64 {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let rest = smaps.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
+    rest.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+async fn suspend(node: &Node, id: &SandboxId, name: &str) {
+    let before = piece_bytes(node);
+    let began = Instant::now();
+    node.registry.suspend(id).await.unwrap();
+    say(&format!("{name}_suspend_us"), us(began));
+    // What the suspend before stored is gone if nothing stands on it.
+    say(&format!("{name}_stored_kib"), piece_bytes(node).abs_diff(before) / 1024);
+}
+
+async fn resume(node: &Node, id: &SandboxId, name: &str) {
+    let began = Instant::now();
+    node.registry.resume(id).await.unwrap();
+    say(&format!("{name}_resume_us"), us(began));
+    assert_eq!(exec(node, id, "echo on").await, "on\n");
+    say(&format!("{name}_first_output_us"), us(began));
+    tokio::time::sleep(SETTLE).await;
+    let pid = node.registry.details(id).await.unwrap().vmm_pid;
+    say(&format!("{name}_resident_kib"), resident_kib(pid));
+}
+
+#[tokio::main]
+async fn main() {
+    let rounds: u32 = std::env::var("HOLDFAST_ROUNDS").map_or(3, |text| text.parse().unwrap());
+    let node = Node::start_as(|config| config.capacity.memory_factor = 8.0).await;
+    let began = Instant::now();
+    let id = node.running(spec(MEMORY_MIB)).await;
+    assert_eq!(exec(&node, &id, "echo on").await, "on\n");
+    say("create_us", us(began));
+    // The second of its kind is kept, the third begins from it.
+    for name in ["create_and_keep_us", "create_from_template_us"] {
+        let began = Instant::now();
+        let id = node.running(spec(MEMORY_MIB)).await;
+        assert_eq!(exec(&node, &id, "echo on").await, "on\n");
+        say(name, us(began));
+        node.registry.delete(&id).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+
+    // An idle guest.
+    suspend(&node, &id, "idle").await;
+    say("idle_used_kib", memory_bytes(&node) / 1024);
+    node.registry.resume(&id).await.unwrap();
+    let dirty = format!("dd if=/dev/urandom of=/dev/shm/x bs=1M count={DIRTY_MIB} 2>&1; sync");
+    exec(&node, &id, &dirty).await;
+    suspend(&node, &id, "dirty").await;
+    for _ in 0..rounds {
+        resume(&node, &id, "hot").await;
+        suspend(&node, &id, "again").await;
+        // As after a restart of the node.
+        for saved in fs::read_dir(node.state().join("saved")).unwrap() {
+            for file in fs::read_dir(saved.unwrap().path()).unwrap() {
+                let path = file.unwrap().path();
+                if is_memory(&path) {
+                    fs::remove_file(path).unwrap();
+                }
+            }
+        }
+        resume(&node, &id, "cold").await;
+        suspend(&node, &id, "whole").await;
+    }
+
+    let began = Instant::now();
+    let clones = node.registry.fork(&id, CLONES, Default::default(), None).await.unwrap();
+    for clone in &clones {
+        assert_eq!(exec(&node, &clone.id, "echo on").await, "on\n");
+    }
+    say("clones_us_each", us(began) / u128::from(CLONES));
+    tokio::time::sleep(SETTLE).await;
+    let mut own = 0;
+    for clone in &clones {
+        let pid = node.registry.details(&clone.id).await.unwrap().vmm_pid;
+        own += own_kib(pid);
+    }
+    say("clone_own_kib", own / u64::from(CLONES));
+    for record in node.registry.list(&node::group()).unwrap() {
+        node.registry.delete(&record.id).await.unwrap();
+    }
+}
+
+/// What a VMM has for itself alone, its guest's changed pages among it.
+fn own_kib(pid: u32) -> u64 {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let parts = ["Private_Clean:", "Private_Dirty:"];
+    let value = |part: &&str| -> u64 {
+        let rest = smaps.lines().find_map(|line| line.strip_prefix(part)).unwrap();
+        rest.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    parts.iter().map(value).sum()
+}
