@@ -319,8 +319,8 @@ impl Metrics {
     /// A launch came to Running.
     pub fn booted(&self, phases: &BootPhases) {
         self.add(&BOOTS, &["done"], 1);
-        for (phase, ms) in phases.list() {
-            self.observe(&BOOT_PHASES, &[phase], Duration::from_millis(ms));
+        for (phase, us) in phases.list() {
+            self.observe(&BOOT_PHASES, &[phase], Duration::from_micros(us));
         }
     }
 

@@ -203,8 +203,8 @@ pub struct ExitCounts {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Phase {
     pub name: String,
-    /// How long it took, in milliseconds.
-    pub ms: u64,
+    /// How long it took, in microseconds.
+    pub us: u64,
 }
 
 /// `GET /v1/…/diskimages/{id}/progress`.

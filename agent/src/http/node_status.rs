@@ -51,7 +51,7 @@ pub(super) async fn bundle(State(app): State<Arc<App>>) -> Result<Response, Prob
     let censor = Censor::new(&app.config, kept, &records);
     let sandboxes = records.iter().map(|record| {
         let phases = app.registry.phases(&record.id);
-        let phase = |(name, ms): (&str, u64)| Phase { name: name.to_owned(), ms };
+        let phase = |(name, us): (&str, u64)| Phase { name: name.to_owned(), us };
         let phases = phases.map(|known| known.list().map(phase).to_vec()).unwrap_or_default();
         bundle::sandbox(record, phases, &censor)
     });

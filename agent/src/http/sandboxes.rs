@@ -118,7 +118,7 @@ fn vmm(runtime: &RuntimeDetails) -> VmmDetails {
 }
 
 fn phases(runtime: &RuntimeDetails) -> Vec<Phase> {
-    runtime.phases.list().map(|(name, ms)| Phase { name: name.to_owned(), ms }).into()
+    runtime.phases.list().map(|(name, us)| Phase { name: name.to_owned(), us }).into()
 }
 
 pub(super) fn sandbox(record: &SandboxRecord) -> Sandbox {

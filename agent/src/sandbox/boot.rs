@@ -16,7 +16,7 @@ use super::{
     control::{Control, ControlError},
     driver::Node,
     guest::GuestLink,
-    launch::{BootPhases, Booted, Machine, ms_since},
+    launch::{BootPhases, Booted, Machine, ms_since, us_since},
     memory::GuestMemory,
     settings,
     templates::Making,
@@ -63,7 +63,7 @@ pub(super) async fn begin(
         until_end(machine, booted.guest.start(start)).await?.map_err(not_set_up)?;
     }
     machine.limit_cpu(record.spec.resources.cpu)?;
-    phases.start_ms += ms_since(starting);
+    phases.start_us += us_since(starting);
     fault::at(Point::CreateStarted);
     Ok(booted)
 }
@@ -79,7 +79,7 @@ async fn boot(
     let began = Instant::now();
     let (control, mut events, _) =
         until_end(machine, control::connect(&machine.control_path())).await??;
-    phases.spawn_ms = ms_since(began);
+    phases.spawn_us = us_since(began);
 
     let booting = Instant::now();
     until_end(machine, control.demand(ToVmm::Boot))
@@ -91,7 +91,7 @@ async fn boot(
         Ok(Err(exit)) => return Err(BootError::Ended(exit)),
         Err(_) => return Err(LaunchError::NotReady { waited: READY_PATIENCE }.into()),
     }
-    phases.boot_ms = ms_since(booting);
+    phases.boot_us = us_since(booting);
     if let Some(making) = making {
         until_end(machine, keep(machine, record, &control, node, making)).await?;
     }
@@ -172,7 +172,7 @@ async fn restore(
     let began = Instant::now();
     let (control, events, _) =
         until_end(machine, control::connect(&machine.control_path())).await??;
-    phases.spawn_ms = ms_since(began);
+    phases.spawn_us = us_since(began);
 
     let restoring = Instant::now();
     for request in [ToVmm::Restore, ToVmm::RenewGeneration, ToVmm::Resume] {
@@ -180,7 +180,7 @@ async fn restore(
             .await??
             .map_err(|reason| LaunchError::Refused { reason })?;
     }
-    phases.boot_ms = ms_since(restoring);
+    phases.boot_us = us_since(restoring);
 
     let telling = Instant::now();
     let guest = GuestLink::new(machine.vsock_path());
@@ -192,7 +192,7 @@ async fn restore(
         let renewed = guest.renew(record.id.to_string(), seed);
         until_end(machine, renewed).await?.map_err(not_set_up)?;
     }
-    phases.start_ms = ms_since(telling);
+    phases.start_us = us_since(telling);
     log::info!(skew_ms = skew_ns / 1_000_000; "a guest's clock was set after its resume");
     Ok(Booted { control, events, guest })
 }

@@ -24,7 +24,7 @@ use super::{
     boot::{self, BootError, Origin},
     disk::Disks,
     guest::GuestLink,
-    launch::{Booted, Lent, Machine, ms_since},
+    launch::{Booted, Lent, Machine, us_since},
     limits::Traffic,
     now_ms, policy,
     snapshots::Snapshots,
@@ -226,7 +226,7 @@ impl Driver {
                 return Parted::Asked(self.not_launched(ask).await);
             }
         };
-        let mut phases = BootPhases { turn_ms: ms_since(began), ..BootPhases::default() };
+        let mut phases = BootPhases { turn_us: us_since(began), ..BootPhases::default() };
         let began = Instant::now();
         let Launch { image, reservation, intent } = launch;
         let image = Arc::new(image);
@@ -255,7 +255,7 @@ impl Driver {
             })
             .await
         };
-        phases.prepare_ms = ms_since(began);
+        phases.prepare_us = us_since(began);
         let (origin, mut machine) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -404,8 +404,8 @@ impl Driver {
             fault::at(Point::ResumeRunning);
             node.metrics.resumed();
             info!(
-                id:% = self.record.id, vmm_pid = machine.vmm_pid(), prepare_ms = phases.prepare_ms,
-                spawn_ms = phases.spawn_ms, restore_ms = phases.boot_ms, tell_ms = phases.start_ms;
+                id:% = self.record.id, vmm_pid = machine.vmm_pid(), prepare_us = phases.prepare_us,
+                spawn_us = phases.spawn_us, restore_us = phases.boot_us, tell_us = phases.start_us;
                 "sandbox resumed"
             );
         } else {
@@ -413,9 +413,9 @@ impl Driver {
             fault::at(Point::CreateRunning);
             node.metrics.booted(&phases);
             info!(
-                id:% = self.record.id, vmm_pid = machine.vmm_pid(), turn_ms = phases.turn_ms,
-                prepare_ms = phases.prepare_ms, spawn_ms = phases.spawn_ms,
-                boot_ms = phases.boot_ms, start_ms = phases.start_ms;
+                id:% = self.record.id, vmm_pid = machine.vmm_pid(), turn_us = phases.turn_us,
+                prepare_us = phases.prepare_us, spawn_us = phases.spawn_us,
+                boot_us = phases.boot_us, start_us = phases.start_us;
                 "sandbox runs"
             );
         }

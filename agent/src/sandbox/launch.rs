@@ -65,30 +65,30 @@ pub(super) fn launches_max() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from) * LAUNCHES_PER_CPU
 }
 
-/// How long each phase of a launch took.
+/// How long each phase of a launch took, in microseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BootPhases {
     /// Waiting for other launches to end.
-    pub turn_ms: u64,
+    pub turn_us: u64,
     /// Disk, cgroup, run folder, descriptors.
-    pub prepare_ms: u64,
+    pub prepare_us: u64,
     /// The VMM's process, until it answered.
-    pub spawn_ms: u64,
-    /// First instruction until PID 1 serves.
-    pub boot_ms: u64,
-    /// Root joined and entrypoint started.
-    pub start_ms: u64,
+    pub spawn_us: u64,
+    /// First instruction until PID 1 serves; of a guest that goes on, until it runs.
+    pub boot_us: u64,
+    /// Root joined and entrypoint started; of a guest that goes on, until it has its clock.
+    pub start_us: u64,
 }
 
 impl BootPhases {
-    /// Names and milliseconds, in their order.
+    /// Names and microseconds, in their order.
     pub fn list(&self) -> [(&'static str, u64); 5] {
         [
-            ("turn", self.turn_ms),
-            ("prepare", self.prepare_ms),
-            ("spawn", self.spawn_ms),
-            ("boot", self.boot_ms),
-            ("start", self.start_ms),
+            ("turn", self.turn_us),
+            ("prepare", self.prepare_us),
+            ("spawn", self.spawn_us),
+            ("boot", self.boot_us),
+            ("start", self.start_us),
         ]
     }
 }
@@ -406,7 +406,11 @@ fn tail(path: &Path) -> String {
 }
 
 pub(super) fn ms_since(began: Instant) -> u64 {
-    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    us_since(began) / 1000
+}
+
+pub(super) fn us_since(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

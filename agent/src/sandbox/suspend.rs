@@ -14,7 +14,7 @@ use log::{info, warn};
 use super::{
     SuspendError, boot,
     driver::{Booting, Driver, Parted, Wake, ending},
-    launch::{self, Lent, Machine, ms_since},
+    launch::{self, Lent, Machine, ms_since, us_since},
     memory::GuestMemory,
     now_ms,
     snapshots::{Copied, Pin, TakenUp},
@@ -196,7 +196,7 @@ impl Driver {
             })
             .await
         };
-        phases.prepare_ms = ms_since(began);
+        phases.prepare_us = us_since(began);
         let mut machine = match prepared {
             Ok(machine) => machine,
             Err(error) => {
