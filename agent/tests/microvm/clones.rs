@@ -15,7 +15,7 @@ use super::{
     counted,
     node::{Node, group, spec},
     shell,
-    suspended::{line, stdout, unix_seconds},
+    suspended::{line, stdout, tells_the_time},
 };
 
 /// What tells one machine from another, from inside.
@@ -191,8 +191,7 @@ async fn a_kind_asked_for_again_begins_as_a_clone_of_a_booted_guest() {
         // The first is asked for once, the second kept, the others are made of it.
         let expected = [u32::from(number > 0), number.max(1) - 1].map(f64::from);
         assert_eq!([templates("made"), templates("used")], expected, "{number}");
-        let clock: u64 = stdout(&node, &id, "date +%s").await.trim().parse().unwrap();
-        assert!(clock.abs_diff(unix_seconds()) <= 1, "{clock}");
+        tells_the_time(&node, &id).await;
         // It is suspended and goes on as any other.
         node.registry.suspend(&id).await.unwrap();
         assert_eq!(stdout(&node, &id, "cat /tmp/own").await, format!("{number}\n"));

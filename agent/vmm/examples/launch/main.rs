@@ -2,24 +2,30 @@
 //! Boots it, prints its events and its serial output, ends with the VMM's exit code.
 
 mod sys;
+#[path = "../../src/devices/net/stand/sys.rs"]
+#[allow(dead_code)]
+mod tap;
 mod vmm;
 
 use std::{
     env,
     io::{self, Read, Write},
+    os::fd::OwnedFd,
     path::PathBuf,
     process::ExitCode,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use holdfast_wire::vmm::{Event, IoLimits, Reply, ToVmm};
+use holdfast_wire::vmm::{Event, IoLimits, Network, Reply, ToVmm};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm::{DiskFiles, Launch, Saved, Vmm};
 
 /// How often the serial log is looked at. Short against a boot, long against a look.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 /// VM exits of all machines that run now, as the kernel counts them.
 const EXITS: &str = "/sys/kernel/debug/kvm/exits";
 
@@ -43,6 +49,9 @@ struct Options {
     /// PATH[+PATH…][:ro]: files laid end to end as one disk; several are read-only by nature
     #[arg(long = "disk")]
     disks: Vec<String>,
+    /// Give the microVM a network device on this tap, which is made if it is missing
+    #[arg(long)]
+    tap: Option<String>,
     /// Give the microVM a balloon with free-page reporting
     #[arg(long)]
     balloon: bool,
@@ -85,10 +94,18 @@ impl Options {
             serial_bytes_max: self.serial_bytes_max,
             stream_serial: self.until.is_some(),
             balloon: self.balloon,
+            networks: self.tap.iter().map(|name| network(name)).collect::<Result<_>>()?,
             saved: self.restore.as_deref().map(Saved::in_folder).transpose()?,
             ..Launch::new(vmm, self.kernel.clone())
         })
     }
+}
+
+fn network(name: &str) -> Result<(Arc<OwnedFd>, Network)> {
+    let tap = tap::tap(name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;
+    let (to_guest, from_guest) = (IoLimits::default(), IoLimits::default());
+    let network = Network { tap_fd: 0, mac: MAC, mtu: 1500, to_guest, from_guest };
+    Ok((Arc::new(tap), network))
 }
 
 fn disk(text: &str) -> DiskFiles {
@@ -211,5 +228,13 @@ fn tell(vmm: &mut Vmm, started: Instant, out: &mut impl Write) -> Result<()> {
     writeln!(out, "vmm_rss_kib: {overhead_kib}")?;
     writeln!(out, "vmm_anon_kib: {anonymous_kib}")?;
     writeln!(out, "guest_kib: {}", vmm.guest_bytes()? / 1024)?;
+    for thread in fs_err::read_dir(format!("/proc/{}/task", vmm.pid()))? {
+        let thread = thread?.path();
+        let name = fs_err::read_to_string(thread.join("comm"))?;
+        // Nanoseconds on a CPU are the first of its numbers.
+        let times = fs_err::read_to_string(thread.join("schedstat"))?;
+        let ns = times.split(' ').next().unwrap_or_default();
+        writeln!(out, "thread_{}_ns: {ns}", name.trim())?;
+    }
     Ok(())
 }
