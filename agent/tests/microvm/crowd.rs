@@ -14,6 +14,7 @@ use holdfast_model::{Mib, MilliCpu, Resources, SandboxId, SandboxSpec, State};
 use rustix::{
     io::Errno,
     mount::{MountFlags, mount},
+    process::{Resource, Rlimit, setrlimit},
 };
 
 use super::{
@@ -30,6 +31,9 @@ const WATCHED: Duration = Duration::from_secs(20);
 
 /// Of an idle sandbox, each second.
 const EXITS_MAX: f64 = 10.0;
+
+/// Of the process that plays the agent.
+const DESCRIPTORS: u64 = 65_536;
 
 /// KVM's own counters.
 const DEBUGFS: &str = "/sys/kernel/debug";
@@ -89,6 +93,9 @@ async fn a_crowd_made_at_once_runs_idles_and_goes() {
         Ok(()) | Err(Errno::BUSY) => {}
         Err(error) => panic!("{error}"),
     }
+    // As the agent's unit has it: each sandbox takes several.
+    let many = Some(DESCRIPTORS);
+    setrlimit(Resource::Nofile, Rlimit { current: many, maximum: many }).unwrap();
     let crowd = env::var("HOLDFAST_CROWD").map_or(CROWD, |count| count.parse().unwrap());
     // Idle guests use a fraction of what they are promised.
     let node = Node::start_as(|config| {
