@@ -126,7 +126,10 @@ mod tests {
         for name in names {
             let operation = name.split('.').next();
             assert!(
-                matches!(operation, Some("create" | "suspend" | "resume" | "exec" | "delete")),
+                matches!(
+                    operation,
+                    Some("create" | "suspend" | "resume", "snapshot" | "exec" | "delete")
+                ),
                 "{name}"
             );
         }

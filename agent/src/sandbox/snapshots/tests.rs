@@ -1,3 +1,5 @@
+//! The snapshot folder, without a microVM.
+
 use std::os::unix::fs::FileExt;
 
 use holdfast_model::id::ID_BYTES;
