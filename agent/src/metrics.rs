@@ -170,6 +170,8 @@ metrics! {
         &[label("what", &["capacity", "reserved"])]);
     STATE_DISK = metric("holdfast_state_disk_bytes", Gauge, "bytes",
         "The file system of the state folder.", &[label("what", &["total", "available"])]);
+    SLOTS_READY = metric("holdfast_slots_ready", Gauge, "slots",
+        "Network slots made ahead; one that is always 0 means that they cannot be made.", &[]);
     AGENT_RESIDENT = metric("holdfast_agent_resident_bytes", Gauge, "bytes",
         "Resident memory of the daemon.", &[]);
     AGENT_FILES = metric("holdfast_agent_open_files", Gauge, "descriptors",
@@ -256,6 +258,7 @@ pub struct Now {
     pub cpus_reserved: f64,
     pub disk_total_bytes: u64,
     pub disk_available_bytes: u64,
+    pub slots_ready: u64,
     pub agent_resident_bytes: u64,
     pub agent_open_files: u64,
     /// Since the daemon started, by what was short.
@@ -464,6 +467,7 @@ impl Metrics {
         }
         self.set(&CPUS, &["capacity"], now.cpus_capacity);
         self.set(&CPUS, &["reserved"], now.cpus_reserved);
+        self.set(&SLOTS_READY, &[], as_f64(now.slots_ready));
         self.set(&AGENT_RESIDENT, &[], as_f64(now.agent_resident_bytes));
         self.set(&AGENT_FILES, &[], as_f64(now.agent_open_files));
     }

@@ -14,6 +14,8 @@ mod crowd;
 mod neighbours;
 #[path = "microvm/node.rs"]
 mod node;
+#[path = "microvm/rounds.rs"]
+mod rounds;
 #[path = "microvm/suspended.rs"]
 mod suspended;
 

@@ -15,6 +15,7 @@ mod record;
 mod run_folder;
 mod shim;
 mod slot;
+mod slots;
 #[allow(unsafe_code)]
 mod sys;
 mod vmm;
@@ -29,4 +30,5 @@ pub use process::{Confinement, Handover, Identity, ProcessLimits, confine, in_wo
 pub use run_folder::{RunFolder, sweep_run_folders};
 pub use shim::{landlock_version, run as run_shim};
 pub use slot::tap_in_a_slot;
+pub use slots::Slots;
 pub use vmm::{Adopted, VmmPlan, VmmProcess};

@@ -65,6 +65,7 @@ pub(super) async fn text(app: &App) -> Result<String, Problem> {
         cpus_reserved: cpus.reserved,
         disk_total_bytes: disk.total * Mib(1).bytes(),
         disk_available_bytes: disk.available * Mib(1).bytes(),
+        slots_ready: u64::try_from(app.registry.slots_ready()).unwrap_or(u64::MAX),
         agent_resident_bytes: agent * 1024,
         agent_open_files: u64::try_from(files).unwrap_or(u64::MAX),
         refusals: [

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holdfast_jail::{CgroupTree, Jailer};
+use holdfast_jail::{CgroupTree, Jailer, Slots};
 use holdfast_model::{Event, State, StopReason};
 use holdfast_scheduler::Reservation;
 use holdfast_store::{Intent, Operation, SandboxRecord, Step, Store, StoreError};
@@ -73,6 +73,7 @@ pub(super) struct Node {
     pub(super) run: PathBuf,
     pub(super) vmm: PathBuf,
     pub(super) jailer: Jailer,
+    pub(super) slots: Slots,
     pub(super) kernel: PathBuf,
     pub(super) initramfs: PathBuf,
 }

@@ -11,10 +11,9 @@ use std::{
 use fs_err as fs;
 use holdfast_jail::{
     Adopted, Cgroup, Handover, Identity, JailError, ProcessLimits, RunFolder, VmmPlan, VmmProcess,
-    guest_memory, keep_cores_apart, sealed_bytes, tap_in_a_slot,
+    guest_memory, keep_cores_apart, sealed_bytes,
 };
 use holdfast_model::{MilliCpu, SandboxId};
-use holdfast_netpolicy::SANDBOX_RULESET;
 use holdfast_scheduler::Reservation;
 use holdfast_store::SandboxRecord;
 use holdfast_wire::{
@@ -158,7 +157,7 @@ impl Machine {
             }
             None => guest_memory(resources.memory)?,
         };
-        let tap = tap_in_a_slot(SANDBOX_RULESET)?;
+        let tap = node.slots.take()?;
         let config = Config {
             version: WIRE_VERSION,
             vcpus: resources.vcpus(),

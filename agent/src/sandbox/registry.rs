@@ -9,11 +9,12 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use holdfast_jail::{BlockDevice, CgroupTree, JailError, Jailer, Usage, cgroup_usage};
+use holdfast_jail::{BlockDevice, CgroupTree, JailError, Jailer, Slots, Usage, cgroup_usage};
 use holdfast_model::{
     Event, GroupKey, Mib, SandboxId, SandboxSpec, SnapshotId, State, StopReason,
     sandbox::{ImageSource, NewSandbox},
 };
+use holdfast_netpolicy::SANDBOX_RULESET;
 use holdfast_scheduler::{Capacity, Factors, Refusals, Scheduler};
 use holdfast_store::{
     DiskImageState, Intent, Operation, Put, SandboxRecord, Saved, Store, StoreError,
@@ -158,6 +159,7 @@ impl Registry {
             run: paths.run.join("sandboxes"),
             vmm: paths.vmm.clone(),
             jailer: Jailer::new(&paths.shim),
+            slots: Slots::start(SANDBOX_RULESET),
             kernel: paths.kernel.clone(),
             initramfs: paths.initramfs.clone(),
         });
@@ -180,6 +182,11 @@ impl Registry {
         registry.recover().await?;
         info!(cpu:% = limits.cpu, memory:% = limits.memory; "sandboxes may use this much");
         Ok(registry)
+    }
+
+    /// How many network slots are made ahead.
+    pub fn slots_ready(&self) -> usize {
+        self.node.slots.ready()
     }
 
     /// Takes over what an earlier agent left, and waits until those that run can be reached.

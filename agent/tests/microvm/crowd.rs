@@ -108,7 +108,8 @@ async fn a_crowd_made_at_once_runs_idles_and_goes() {
     let made = futures_util::future::join_all(creates).await;
     let ids: Vec<SandboxId> = made.into_iter().map(|record| record.unwrap().id).collect();
     for id in &ids {
-        let record = node.settled(id, |state| state != State::Creating).await;
+        let among = u32::try_from(crowd).unwrap();
+        let record = node.settled_among(id, among, |state| state != State::Creating).await;
         assert_eq!(record.state, State::Running, "{:?}", record.failure);
     }
     println!("{crowd} sandboxes run after {:?}", began.elapsed());

@@ -25,6 +25,9 @@ use sha2::{Digest as _, Sha256};
 /// Far beyond what a boot takes on an emulated machine under load.
 const LONG: Duration = Duration::from_secs(120);
 
+/// For each of those that boot before it.
+const EACH: Duration = Duration::from_secs(10);
+
 pub(crate) struct Node {
     pub(crate) registry: Arc<Registry>,
     pub(crate) metrics: Arc<Metrics>,
@@ -92,6 +95,16 @@ impl Node {
         id: &SandboxId,
         wanted: impl Fn(State) -> bool,
     ) -> SandboxRecord {
+        self.settled_among(id, 1, wanted).await
+    }
+
+    /// Waits for one of so many that boot side by side: they take turns, and the last waits for all.
+    pub(crate) async fn settled_among(
+        &self,
+        id: &SandboxId,
+        crowd: u32,
+        wanted: impl Fn(State) -> bool,
+    ) -> SandboxRecord {
         let settled = async {
             loop {
                 let record = self.registry.get(id).unwrap().unwrap();
@@ -101,7 +114,8 @@ impl Node {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        tokio::time::timeout(LONG, settled).await.unwrap()
+        let patience = LONG + crowd * EACH;
+        tokio::time::timeout(patience, settled).await.unwrap()
     }
 
     pub(crate) fn cgroup(&self, id: &SandboxId) -> PathBuf {

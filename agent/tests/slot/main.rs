@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holdfast_jail::tap_in_a_slot;
+use holdfast_jail::{Slots, tap_in_a_slot};
 use holdfast_netpolicy::SANDBOX_RULESET;
 use rustix::{
     io::Errno,
@@ -113,4 +113,35 @@ fn no_two_slots_see_each_other() {
     inside(&one, "ip address add 192.168.127.1/30 dev tap0");
     assert!(answers(&one));
     assert!(!answers(&two));
+}
+
+#[test]
+fn a_stock_of_slots_is_filled_again_and_gives_each_out_once() {
+    let slots = Slots::start(SANDBOX_RULESET);
+    let full = || {
+        let end = Instant::now() + Duration::from_secs(60);
+        let mut ready = slots.ready();
+        loop {
+            thread::sleep(PATIENCE);
+            match slots.ready() {
+                now if now > 1 && now == ready => return now,
+                now => ready = now,
+            }
+            assert!(Instant::now() < end, "{ready} are ready");
+        }
+    };
+    let stock = full();
+    // More than there are: the rest are made when they are asked for.
+    let taken: Vec<OwnedFd> = (0..=stock).map(|_| slots.take().unwrap()).collect();
+    let mut inodes: Vec<_> = taken
+        .iter()
+        .map(|tap| rustix::fs::fstat(sys::network_of(tap).unwrap()).unwrap().st_ino)
+        .collect();
+    inodes.sort_unstable();
+    inodes.dedup();
+    assert_eq!(inodes.len(), stock + 1);
+    for tap in &taken {
+        inside(tap, "nft list chain netdev sandbox from_guest");
+    }
+    assert_eq!(full(), stock);
 }
