@@ -7,6 +7,7 @@ use std::{
 };
 
 use fs_err as fs;
+use holdfast_blob::{BadLocation, Location, Secrets};
 use holdfast_model::Secret;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,7 @@ pub struct Config {
     pub registries: Registries,
     pub images: Images,
     pub snapshots: Snapshots,
+    pub remote: Remote,
     pub limits: Limits,
 }
 
@@ -114,6 +116,27 @@ pub struct Snapshots {
     pub hot_mib: u32,
     /// Booted guests kept for later sandboxes of the same image and size. 0: every one boots.
     pub templates_max: u32,
+}
+
+/// The object store that snapshots are kept in besides the node.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Remote {
+    /// `s3://BUCKET/PREFIX` or `azure://ACCOUNT/CONTAINER/PREFIX`. Empty: there is none.
+    pub url: String,
+    /// Who serves it. Empty: the vendor.
+    pub endpoint: String,
+    pub region: String,
+    pub key_id: String,
+    #[serde(skip_serializing)]
+    pub key: Option<Secret>,
+    /// 64 hex digits, the same on each node of a site: keys of groups come from it.
+    #[serde(skip_serializing)]
+    pub site_key: Option<Secret>,
+    /// Names of the groups whose snapshots go there; `*` is all.
+    pub groups: Vec<String>,
+    /// MiB a second of uploads. 0 is no limit.
+    pub upload_mib_per_second: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -259,6 +282,7 @@ impl Config {
         let name_fits = |name: &String| {
             !name.is_empty() && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
         };
+        let remote = &self.remote;
         let checks = [
             (
                 "api.admin_token",
@@ -277,8 +301,50 @@ impl Config {
             ("capacity.cpu_factor", factor(self.capacity.cpu_factor), "must be 0.1 to 100"),
             ("images.gc_above_percent", self.images.gc_above_percent < 100, "must be 0 to 99"),
             ("limits.connections_max", self.limits.connections_max > 0, "must be at least 1"),
+            (
+                "remote.url",
+                remote.url.is_empty() || remote.location().is_ok(),
+                "must be s3://BUCKET/PREFIX or azure://ACCOUNT/CONTAINER/PREFIX, and \
+                 remote.endpoint an http or https address",
+            ),
+            ("remote.key", remote.url.is_empty() || remote.key.is_some(), "must be given"),
+            (
+                "remote.key_id",
+                !remote.url.starts_with("s3:") || !remote.key_id.is_empty(),
+                "must be given",
+            ),
+            (
+                "remote.site_key",
+                remote.url.is_empty() || remote.site_key_bytes().is_some(),
+                "must be 64 hex digits, the same on each node that shares the store",
+            ),
         ];
         checks.into_iter().find(|(_, fits, _)| !fits).map(|(key, _, problem)| (key, problem))
+    }
+}
+
+impl Remote {
+    pub fn location(&self) -> Result<Location, BadLocation> {
+        Location::parse(&self.url, &self.endpoint, &self.region)
+    }
+
+    pub fn secrets(&self) -> Secrets {
+        let key = self.key.as_ref().map(|key| key.reveal().to_owned()).unwrap_or_default();
+        Secrets { key_id: self.key_id.clone(), key }
+    }
+
+    /// `None`: it is none.
+    pub fn site_key_bytes(&self) -> Option<[u8; 32]> {
+        let text = self.site_key.as_ref()?.reveal();
+        let digits = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if text.len() != 64 || !digits {
+            return None;
+        }
+        let mut bytes = [0; 32];
+        for (index, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(text.get(index * 2..index * 2 + 2)?, 16).ok()?;
+        }
+        Some(bytes)
     }
 }
 
@@ -332,6 +398,12 @@ mod tests {
             ("[images]\ngc_above_percent = 100", "images.gc_above_percent"),
             ("[limits]\nconnections_max = 0", "limits.connections_max"),
             ("[host]\nsmt = 'on'", "smt"),
+            ("[remote]\nurl = 'file:///srv'", "remote.url"),
+            ("[remote]\nurl = 's3://b'\nendpoint = 'x'", "remote.url"),
+            ("[remote]\nurl = 's3://b'", "remote.key"),
+            ("[remote]\nurl = 's3://b'\nkey = 'k'", "remote.key_id"),
+            ("[remote]\nurl = 's3://b'\nkey = 'k'\nkey_id = 'i'", "remote.site_key"),
+            ("[remote]\nurl = 'azure://a/b'\nkey = 'k'\nsite_key = 'g0'", "remote.site_key"),
         ];
         for (text, key) in cases {
             let message = parse(text).unwrap_err().to_string();
@@ -351,7 +423,9 @@ mod tests {
                     .map(move |(key, default)| (format!("`{section}.{key}`"), value(default)))
             })
             .collect();
-        expected.push(("`api.admin_token`".to_owned(), "none".to_owned()));
+        for secret in ["api.admin_token", "remote.key", "remote.site_key"] {
+            expected.push((format!("`{secret}`"), "none".to_owned()));
+        }
         expected.sort();
 
         let document = include_str!("../../docs/config.md");

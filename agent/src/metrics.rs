@@ -111,6 +111,9 @@ metrics! {
         "Resumes of sandboxes by outcome.", &[label("outcome", OUTCOMES)]);
     SNAPSHOTS = metric("holdfast_snapshots_total", Counter, "snapshots",
         "Snapshots of sandboxes that went on, by outcome.", &[label("outcome", OUTCOMES)]);
+    UPLOADS = metric("holdfast_uploads_total", Counter, "uploads",
+        "Attempts to put a snapshot into the remote store, by outcome.",
+        &[label("outcome", OUTCOMES)]);
     TEMPLATES = metric("holdfast_templates_total", Counter, "templates",
         "Guests kept for later launches of their kind, and launches that began from one.",
         &[label("event", &["made", "not_made", "used"])]);
@@ -352,6 +355,11 @@ impl Metrics {
     /// A sandbox was saved while it went on.
     pub fn snapshot(&self, done: bool) {
         self.add(&SNAPSHOTS, &[outcome(done)], 1);
+    }
+
+    /// A snapshot was put into the remote store, or was not.
+    pub fn uploaded(&self, done: bool) {
+        self.add(&UPLOADS, &[outcome(done)], 1);
     }
 
     /// A guest was to be kept for later launches.

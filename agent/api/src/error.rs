@@ -85,6 +85,10 @@ codes! {
     SandboxNotSuspended = 409,
     /// What it is kept as was changed or is gone.
     SnapshotDamaged = 409,
+    /// The group has no remote store that could be used.
+    RemoteNotConfigured = 409,
+    /// The remote store does not do what it was asked.
+    RemoteUnavailable = 503,
     SandboxGroupNotEmpty = 409,
     /// The group that every node has.
     SandboxGroupProtected = 409,

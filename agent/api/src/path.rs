@@ -97,6 +97,16 @@ pub fn import(key: &GroupKey) -> String {
     format!("/v1{}/images:import", group(key))
 }
 
+/// GET: snapshots of the group in the remote store.
+pub fn remote_snapshots(key: &GroupKey) -> String {
+    format!("/v1{}/remotesnapshots", group(key))
+}
+
+/// POST: brings one of them to the node.
+pub fn fetch_snapshot(key: &GroupKey, id: &str) -> String {
+    format!("{}/{id}/fetch", remote_snapshots(key))
+}
+
 pub const NODE: &str = "/v1/node";
 pub const NODE_STATUS: &str = "/v1/node/status";
 pub const NODE_DOCTOR: &str = "/v1/node/doctor";

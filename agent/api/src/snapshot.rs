@@ -97,6 +97,26 @@ pub struct SnapshotDetails {
     pub disk_bytes: u64,
     /// Whether its memory lies there as a plain file, from which a clone begins at once.
     pub hot: bool,
+    /// In the remote store: `no` (the group's stay on the node), `waiting`, `failing: REASON`, `done`.
+    pub upload: String,
+}
+
+/// A snapshot in the remote store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RemoteSnapshot {
+    pub id: String,
+    /// The sandbox it was made of, on whatever node.
+    pub sandbox_id: String,
+    /// RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_at_utc: Option<String>,
+}
+
+/// Answer of the list of them, at most 1000.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteSnapshots {
+    pub value: Vec<RemoteSnapshot>,
 }
 
 /// What a verification read.

@@ -253,6 +253,10 @@ pub(crate) enum SnapshotCommand {
         #[arg(required = true)]
         ids: Vec<String>,
     },
+    /// List the group's snapshots in the remote store, those of other nodes too.
+    Remote,
+    /// Bring a snapshot from the remote store to this node, to make sandboxes of it.
+    Fetch { id: String },
     /// Remove pieces that no snapshot and no sandbox needs.
     Gc,
 }

@@ -54,12 +54,13 @@ impl Client {
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(ANSWER_TIMEOUT);
         if let Some(certificates) = connection::ca(target)? {
-            builder = builder.tls_built_in_root_certs(false);
-            for certificate in certificates {
-                let certificate = reqwest::Certificate::from_der(&certificate)
-                    .map_err(|error| CliError::Wrong(format!("a CA certificate: {error}")))?;
-                builder = builder.add_root_certificate(certificate);
-            }
+            let read = |certificate: &_| {
+                reqwest::Certificate::from_der(certificate)
+                    .map_err(|error| CliError::Wrong(format!("a CA certificate: {error}")))
+            };
+            let certificates: Vec<_> =
+                certificates.iter().map(|it| read(it.as_ref())).collect::<Result<_, _>>()?;
+            builder = builder.tls_certs_only(certificates);
         }
         let http = builder
             .build()

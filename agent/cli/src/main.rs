@@ -112,6 +112,8 @@ async fn carry_out(args: Args) -> Result<ExitCode, CliError> {
                 SnapshotCommand::Inspect { id } => snapshot::inspect(&client, &id, output).await,
                 SnapshotCommand::Verify { ids } => snapshot::verify(&client, &ids, output).await,
                 SnapshotCommand::Delete { ids } => snapshot::delete(&client, &ids).await,
+                SnapshotCommand::Remote => snapshot::list_remote(&client, output).await,
+                SnapshotCommand::Fetch { id } => snapshot::fetch(&client, &id, output).await,
                 SnapshotCommand::Gc => snapshot::gc(&client, output).await,
             })
         }

@@ -3,7 +3,10 @@
 use holdfast_api::{
     model::SnapshotId,
     path,
-    snapshot::{CreateSnapshot, Snapshot, SnapshotDetails, SnapshotVerified, SnapshotsCollected},
+    snapshot::{
+        CreateSnapshot, RemoteSnapshots, Snapshot, SnapshotDetails, SnapshotVerified,
+        SnapshotsCollected,
+    },
 };
 
 use crate::{args::Output, client::Client, error::CliError, output, sandbox};
@@ -79,7 +82,8 @@ pub(crate) async fn inspect(client: &Client, id: &str, output: Output) -> Result
     output::line(&format!("memory   {} layers", details.memory_layers))?;
     output::line(&format!("pieces   {pieces}, {piece_bytes} bytes"))?;
     output::line(&format!("disk     {disk_bytes} bytes"))?;
-    output::line(&format!("hot      {}", if details.hot { "yes" } else { "no" }))
+    output::line(&format!("hot      {}", if details.hot { "yes" } else { "no" }))?;
+    output::line(&format!("upload   {}", details.upload))
 }
 
 pub(crate) async fn verify(
@@ -107,6 +111,23 @@ pub(crate) async fn delete(client: &Client, ids: &[String]) -> Result<(), CliErr
         output::line(id)?;
     }
     Ok(())
+}
+
+pub(crate) async fn list_remote(client: &Client, output: Output) -> Result<(), CliError> {
+    let found: RemoteSnapshots = client.get(&path::remote_snapshots(&client.group)).await?;
+    output::list(output, &found.value, &["ID", "SANDBOX", "CREATED"], |it| {
+        let created = it.created_at_utc.clone().unwrap_or_default();
+        vec![it.id.clone(), it.sandbox_id.clone(), created]
+    })
+}
+
+pub(crate) async fn fetch(client: &Client, id: &str, output: Output) -> Result<(), CliError> {
+    let path = path::fetch_snapshot(&client.group, parsed(id)?.as_str());
+    let snapshot: Snapshot = client.post(&path).await?;
+    match output {
+        Output::Json => output::json(&snapshot),
+        Output::Table => output::line(&snapshot.id),
+    }
 }
 
 pub(crate) async fn gc(client: &Client, output: Output) -> Result<(), CliError> {

@@ -46,6 +46,17 @@ impl Key {
         Ok(Self(random()?))
     }
 
+    /// The key of a group, the same wherever this one is known.
+    pub fn of_group(&self, group: &str) -> Result<Self, SnapshotError> {
+        self.derive(group.as_bytes(), b"holdfast group key 1").map(Self)
+    }
+
+    /// Whether they are the same, in constant time.
+    pub fn is(&self, other: &Self) -> bool {
+        // The comparison of hashes is.
+        blake3::hash(&self.0) == blake3::hash(&other.0)
+    }
+
     /// `inner`, sealed with this key, to be kept where others may read it.
     pub fn wrap(&self, inner: &Self) -> Result<Vec<u8>, SnapshotError> {
         let salt: Salt16 = random()?;

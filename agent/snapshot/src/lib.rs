@@ -31,7 +31,7 @@ pub use image::Image;
 pub use key::Key;
 pub use manifest::{FORMAT, Manifest};
 pub use pages::{PAGE_BYTES, Pages};
-pub use piece::{Kind, Name, PieceStore, Put};
+pub use piece::{Kind, Name, PieceStore, Put, check_id};
 pub use snapshot::{Draft, Snapshot, Verified};
 pub use source::{FileSource, Source};
 pub use writer::Written;

@@ -158,8 +158,8 @@ pub trait PieceStore: Sync {
     }
 }
 
-/// The id of a snapshot is part of a file's name.
-pub(crate) fn check_id(id: &str) -> Result<(), SnapshotError> {
+/// The id of a snapshot is part of a file's or object's name, and must not lead elsewhere.
+pub fn check_id(id: &str) -> Result<(), SnapshotError> {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if (1..=64).contains(&id.len()) && id.bytes().all(plain) {
         Ok(())

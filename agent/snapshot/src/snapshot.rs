@@ -50,6 +50,12 @@ impl<'s> Draft<'s> {
         Ok(Self { store, key, parent, manifest })
     }
 
+    /// One of the same content and id, to be put into another store. The pieces are the caller's to
+    /// bring there.
+    pub fn again(store: &'s dyn PieceStore, key: &'s Key, snapshot: &Snapshot) -> Self {
+        Self { store, key, parent: None, manifest: snapshot.manifest.clone() }
+    }
+
     /// Adds an image. `changed`: the pages that may differ from the parent's; without a parent's
     /// image, or without this, all of it is written. `first`: pages that a resume will want first,
     /// in that order.

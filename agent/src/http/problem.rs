@@ -9,6 +9,7 @@ use holdfast_api::{
     error::{Code, ErrorBody},
     labels::BadFilter,
 };
+use holdfast_snapshot::{Part, SnapshotError};
 use holdfast_store::StoreError;
 use holdfast_wire::guest::{Failure, FailureKind};
 use log::error;
@@ -17,8 +18,8 @@ use crate::{
     error_chain::error_chain,
     images::{GcError, ImageError},
     sandbox::{
-        CreateError, DeleteError, ExecError, ForkError, PolicyError, ResumeError, SaveError,
-        SnapshotCallError, SuspendError,
+        CreateError, DeleteError, ExecError, FetchError, ForkError, PolicyError, ResumeError,
+        SaveError, SnapshotCallError, SuspendError,
     },
 };
 
@@ -234,6 +235,46 @@ impl From<SaveError> for Problem {
             }
             _ => Self::internal(&error, "see the node's log and its data partition"),
         }
+    }
+}
+
+/// Of what the remote store has.
+pub(super) fn remote_problem(error: SaveError) -> Problem {
+    let (text, hint) = (error_chain(&error), "see section remote of the node's configuration");
+    match &error {
+        SaveError::NoRemote { .. } => Problem::new(Code::RemoteNotConfigured, text, hint),
+        SaveError::Snapshot(SnapshotError::Missing { part: Part::Manifest(_) }) => {
+            Problem::new(Code::SnapshotNotFound, text, "GET …/remotesnapshots lists them")
+        }
+        SaveError::Snapshot(SnapshotError::Store { .. }) => {
+            Problem::new(Code::RemoteUnavailable, text, "try again; see the node's log")
+        }
+        SaveError::OwnKey { .. } => Problem::new(
+            Code::RemoteNotConfigured,
+            text,
+            "delete the group's snapshots and suspended sandboxes, or use another group",
+        ),
+        SaveError::Snapshot(_) | SaveError::RemoteRecord { .. } => Problem::new(
+            Code::SnapshotDamaged,
+            text,
+            "it was changed where it is kept, or made by a newer release",
+        ),
+        _ => Problem::internal(&error, "see the node's log and its data partition"),
+    }
+}
+
+impl From<FetchError> for Problem {
+    fn from(error: FetchError) -> Self {
+        let code = match error {
+            FetchError::TooMany { .. } => Code::NoCapacity,
+            FetchError::NoImage { .. } => Code::DiskImageNotReady,
+            FetchError::Save(error) => return remote_problem(error),
+            FetchError::Store(error) => return error.into(),
+            FetchError::ImageStore(_) | FetchError::Random(_) => {
+                return Self::internal(&error, error.hint());
+            }
+        };
+        Self::new(code, error.to_string(), error.hint())
     }
 }
 

@@ -112,6 +112,8 @@ fn own() -> Router<Arc<App>> {
         .route(&at("sandboxes/{id}/fork"), post(snapshots::fork))
         .route(&at("snapshots/{id}/details"), get(snapshots::details))
         .route(&at("snapshots/{id}/verify"), post(snapshots::verify))
+        .route(&at("remotesnapshots"), get(snapshots::list_remote))
+        .route(&at("remotesnapshots/{id}/fetch"), post(snapshots::fetch))
         .route(&at("diskimages/{id}/progress"), get(disk_images::progress))
         .route(&at("images:import"), put(disk_images::import))
 }

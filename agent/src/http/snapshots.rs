@@ -1,15 +1,20 @@
 //! `…/sandboxes/{id}/snapshot`, `…/snapshots`, and what is ours beside them: fork, details,
 //! verification, collection.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use axum::{body::Body, extract::State, response::Response};
+use axum::{
+    body::Body,
+    extract::{Path, State},
+    response::Response,
+};
 use holdfast_api::{
+    error::Code,
     labels::LabelFilter,
-    model::Mib,
+    model::{Mib, SnapshotId},
     snapshot::{
-        CreateSnapshot, Fork, Forked, Snapshot, SnapshotDetails, SnapshotVerified,
-        SnapshotsCollected,
+        CreateSnapshot, Fork, Forked, RemoteSnapshot, RemoteSnapshots, Snapshot, SnapshotDetails,
+        SnapshotVerified, SnapshotsCollected,
     },
 };
 use holdfast_store::SnapshotRecord;
@@ -19,10 +24,11 @@ use super::{
     answer::{empty, json, rfc3339},
     body,
     paging::page,
-    problem::Problem,
+    problem::{Problem, remote_problem},
     request::{Here, InGroup, OfSandbox, OfSnapshot, Query, RequestId},
     sandboxes::sandbox,
 };
+use crate::sandbox::Upload;
 
 type Answer = Result<Response, Problem>;
 
@@ -85,6 +91,12 @@ pub(super) async fn details(State(app): State<Arc<App>>, OfSnapshot(record): OfS
         piece_bytes: anatomy.piece_bytes,
         disk_bytes: anatomy.disk_bytes,
         hot: anatomy.hot,
+        upload: match app.registry.upload_of(&record) {
+            Upload::No => "no".to_owned(),
+            Upload::Waiting => "waiting".to_owned(),
+            Upload::Failing(reason) => format!("failing: {reason}"),
+            Upload::Done => "done".to_owned(),
+        },
     };
     Ok(json(200, &body))
 }
@@ -93,6 +105,31 @@ pub(super) async fn verify(State(app): State<Arc<App>>, OfSnapshot(record): OfSn
     let id = record.id.to_string();
     let verified = app.registry.verify_snapshot(record).await?;
     Ok(json(200, &SnapshotVerified { id, layers: verified.layers, frames: verified.frames }))
+}
+
+pub(super) async fn list_remote(State(app): State<Arc<App>>, InGroup(group): InGroup) -> Answer {
+    let found = app.registry.list_remote(group).await.map_err(remote_problem)?;
+    let value = found.into_iter().map(|(id, sandbox_id, created_ms)| RemoteSnapshot {
+        id: id.to_string(),
+        sandbox_id,
+        created_at_utc: Some(rfc3339(created_ms)),
+    });
+    Ok(json(200, &RemoteSnapshots { value: value.collect() }))
+}
+
+pub(super) async fn fetch(
+    State(app): State<Arc<App>>,
+    InGroup(group): InGroup,
+    Path(ids): Path<BTreeMap<String, String>>,
+) -> Answer {
+    let text = ids.get("id").map_or("", String::as_str);
+    let id: SnapshotId = text.parse().map_err(|_| {
+        let hint = "GET …/remotesnapshots lists them";
+        Problem::new(Code::SnapshotNotFound, format!("there is no remote snapshot {text:?}"), hint)
+    })?;
+    let _making = app.making_in(&group).await?;
+    let record = app.registry.fetch_snapshot(&group, &id).await?;
+    Ok(json(201, &snapshot(&record)))
 }
 
 pub(super) async fn gc(State(app): State<Arc<App>>) -> Answer {

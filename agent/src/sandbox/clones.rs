@@ -73,7 +73,10 @@ impl Registry {
             let data = pin.id().clone();
             drop(pin);
             match put {
-                Put::New => Ok(record),
+                Put::New => {
+                    node.snapshots.changed();
+                    Ok(record)
+                }
                 Put::Existing(known) => {
                     node.snapshots.released_or_logged(&data);
                     Ok(known)

@@ -325,6 +325,10 @@ impl Driver {
         }
         off_thread(move || drop(machine)).await;
         self.status.send_modify(|status| status.returned = true);
+        if self.is_suspended() {
+            // Not before: the VMM's memory and the node's CPU are for others first.
+            self.node.snapshots.changed();
+        }
         if deleted {
             fault::at(Point::DeleteKilled);
         }

@@ -15,6 +15,8 @@ pub enum StartError {
     Store(#[from] StoreError),
     #[error("the snapshots of this node cannot be read")]
     Snapshots(#[from] super::snapshots::SaveError),
+    #[error("the remote store of section remote cannot be used")]
+    Remote(#[from] holdfast_blob::BadLocation),
     #[error(transparent)]
     Jail(#[from] JailError),
     #[error("cannot {action} {}", path.display())]
@@ -31,6 +33,7 @@ impl StartError {
         match self {
             Self::Store(error) => error.hint(),
             Self::Jail(error) => error.hint(),
+            Self::Remote(_) => "docs/config.md has the form of every key",
             Self::Snapshots(_) => {
                 "the snapshot-key in the state folder must be the one they were made with"
             }
@@ -337,4 +340,33 @@ pub enum LaunchError {
     Start { message: String },
     #[error("the image cannot be run: {reason}")]
     Image { reason: String },
+}
+
+/// Why no snapshot was brought from the remote store.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    #[error("{max} snapshots are the most this node keeps")]
+    TooMany { max: u32 },
+    #[error("it was made on image {digest}, which is not on this node")]
+    NoImage { digest: Digest },
+    #[error("the image store cannot be read")]
+    ImageStore(#[source] holdfast_rootfs::StoreError),
+    #[error("no random id")]
+    Random(#[source] io::Error),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Save(#[from] super::snapshots::SaveError),
+}
+
+impl FetchError {
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::TooMany { .. } => "delete some, or raise limits.snapshots_max",
+            Self::NoImage { .. } => "pull or import that very image first, then fetch it again",
+            Self::ImageStore(_) | Self::Random(_) => "see the node's log",
+            Self::Store(error) => error.hint(),
+            Self::Save(_) => "see section remote of the node's configuration, and its log",
+        }
+    }
 }

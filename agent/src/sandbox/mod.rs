@@ -16,6 +16,7 @@ mod memory;
 mod policy;
 mod recover;
 mod registry;
+mod remote;
 mod settings;
 mod sleep;
 mod snapshots;
@@ -26,14 +27,14 @@ mod uid;
 
 pub use driver::Ending;
 pub use error::{
-    CreateError, DeleteError, ExecError, ForkError, GuestError, LaunchError, PolicyError,
-    ResumeError, SnapshotCallError, StartError, SuspendError,
+    CreateError, DeleteError, ExecError, FetchError, ForkError, GuestError, LaunchError,
+    PolicyError, ResumeError, SnapshotCallError, StartError, SuspendError,
 };
 pub use guest::{ExecInput, ExecOutput, ExecSession, FileReader};
 pub use launch::BootPhases;
 pub use limits::DiskBound;
 pub use registry::{Parts, Registry, RuntimeDetails};
-pub use snapshots::{Anatomy, SaveError};
+pub use snapshots::{Anatomy, SaveError, Upload};
 
 /// Milliseconds since 1970, for records.
 pub fn now_ms() -> u64 {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
+use holdfast_blob::Bucket;
 use holdfast_jail::{BlockDevice, CgroupTree, JailError, Jailer, Slots, Usage, cgroup_usage};
 use holdfast_model::{
     Event, GroupKey, Mib, SandboxId, SandboxSpec, SnapshotId, State, StopReason,
@@ -16,6 +17,7 @@ use holdfast_model::{
 };
 use holdfast_netpolicy::SANDBOX_RULESET;
 use holdfast_scheduler::{Capacity, Factors, Refusals, Scheduler};
+use holdfast_snapshot::Key;
 use holdfast_store::{
     DiskImageState, Intent, Operation, Put, SandboxRecord, Saved, Store, StoreError,
 };
@@ -39,7 +41,8 @@ use super::{
     limits::{self, DiskBound, Traffic},
     now_ms,
     recover::{self, Recovered},
-    snapshots::{SaveError, Snapshots},
+    remote::keep_uploaded,
+    snapshots::{Remote, SaveError, Snapshots},
     status::{Live, Status},
     templates::Templates,
     uid::Uids,
@@ -136,12 +139,13 @@ impl Registry {
             warn!(error:% = error_chain(&error), hint = error.hint(); "no sandbox can run");
         }
         let (state, store) = (paths.state.clone(), Arc::clone(&parts.store));
+        let remote = remote(parts.config)?;
         let hot_bytes_max = Mib(parts.config.snapshots.hot_mib).bytes();
         let templates_max = parts.config.snapshots.templates_max;
         let (snapshots, templates) = off_thread(move || {
             let snapshots = Snapshots::open(&state, store, hot_bytes_max)?;
             let templates = Templates::open(&state, templates_max).map_err(SaveError::Folder)?;
-            Ok::<_, SaveError>((snapshots, templates))
+            Ok::<_, SaveError>((snapshots.with_remote(remote), templates))
         })
         .await?;
         let node = Arc::new(Node {
@@ -180,6 +184,7 @@ impl Registry {
             node: Arc::clone(&node),
         });
         registry.recover().await?;
+        registry.drivers.spawn(keep_uploaded(Arc::clone(&registry.node)));
         info!(cpu:% = limits.cpu, memory:% = limits.memory; "sandboxes may use this much");
         Ok(registry)
     }
@@ -528,6 +533,9 @@ impl Registry {
         for handle in handles {
             let _ = handle.inbox.send(Ask::Stop(ending)).await;
         }
+        if let Some(remote) = self.node.snapshots.remote() {
+            remote.stop();
+        }
         self.drivers.close();
         self.drivers.wait().await;
     }
@@ -596,4 +604,18 @@ fn factors(config: &Config) -> Factors {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped before")]
 fn percent(factor: f64) -> u32 {
     (factor * 100.0).round().clamp(0.0, 1_000_000.0) as u32
+}
+
+/// The remote store, if there is to be one.
+fn remote(config: &Config) -> Result<Option<Remote>, StartError> {
+    let settings = &config.remote;
+    let Some(site_key) = settings.site_key_bytes().filter(|_| !settings.url.is_empty()) else {
+        return Ok(None);
+    };
+    let runtime = tokio::runtime::Handle::current();
+    let bucket = Bucket::open(&settings.location()?, &settings.secrets(), runtime)?;
+    let rate = Mib(settings.upload_mib_per_second).bytes();
+    let marks = config.paths.state.join("remote");
+    let (key, groups) = (Key::new(site_key), settings.groups.clone());
+    Ok(Some(Remote::new(bucket, key, groups, rate, marks)?))
 }

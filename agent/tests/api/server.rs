@@ -82,8 +82,7 @@ impl Server {
         prepare(&mut config);
         let daemon = Daemon::start(config).await.unwrap();
         let ca = reqwest::Certificate::from_pem(daemon.ca_pem().as_bytes()).unwrap();
-        let client =
-            Client::builder().tls_built_in_root_certs(false).add_root_certificate(ca).build();
+        let client = Client::builder().tls_certs_only([ca]).build();
         Self { daemon, client: client.unwrap(), folder }
     }
 

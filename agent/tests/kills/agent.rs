@@ -125,8 +125,7 @@ impl Agent {
         assert!(serves.await.unwrap(), "the agent does not serve");
         let ca = fs::read(place.ca()).unwrap();
         let client = Client::builder()
-            .tls_built_in_root_certs(false)
-            .add_root_certificate(reqwest::Certificate::from_pem(&ca).unwrap())
+            .tls_certs_only([reqwest::Certificate::from_pem(&ca).unwrap()])
             .timeout(LONG)
             .build()
             .unwrap();

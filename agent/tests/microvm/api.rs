@@ -51,8 +51,7 @@ impl Api {
         config.api.admin_token = Some(holdfast_model::Secret::new(TOKEN));
         let daemon = Daemon::start(config).await.unwrap();
         let ca = reqwest::Certificate::from_pem(daemon.ca_pem().as_bytes()).unwrap();
-        let client =
-            Client::builder().tls_built_in_root_certs(false).add_root_certificate(ca).build();
+        let client = Client::builder().tls_certs_only([ca]).build();
         let client = client.unwrap();
         let mut api = Self { daemon, client, sandbox: String::new(), _folder: folder };
         api.sandbox = api.create().await;

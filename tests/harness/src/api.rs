@@ -38,8 +38,7 @@ impl Api {
         // Another test of this process may have installed it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let ca = Certificate::from_pem(&fs_err::read(&node.ca)?)?;
-        let client =
-            Client::builder().tls_built_in_root_certs(false).add_root_certificate(ca).build()?;
+        let client = Client::builder().tls_certs_only([ca]).build()?;
         Ok(Self {
             client,
             endpoint: node.endpoint.clone(),

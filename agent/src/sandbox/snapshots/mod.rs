@@ -21,6 +21,9 @@ use log::{info, warn};
 
 mod hot;
 mod inspect;
+mod remote;
+#[cfg(test)]
+mod remote_tests;
 
 use super::{
     disk::{self, DiskError, clone},
@@ -37,6 +40,8 @@ const DISK_FILE: &str = "disk.ext4";
 const KEY_BYTES: usize = 32;
 
 pub use inspect::Anatomy;
+pub(super) use remote::Remote;
+pub use remote::Upload;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SaveError {
@@ -54,6 +59,17 @@ pub enum SaveError {
     NoGroupKey { group: GroupKey },
     #[error("snapshot {id} has no device state")]
     NoState { id: SnapshotId },
+    #[error("snapshots of group {group} stay on this node: no remote store is set up for it")]
+    NoRemote { group: GroupKey },
+    #[error(
+        "the key of group {group} is this node's own: snapshots of it were made before its remote \
+         store was set up, and nobody else could open them"
+    )]
+    OwnKey { group: GroupKey },
+    #[error("the record of remote snapshot {id} cannot be read: {reason}")]
+    RemoteRecord { id: SnapshotId, reason: String },
+    #[error("the agent is stopping")]
+    Stopping,
 }
 
 fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> SaveError {
@@ -74,6 +90,7 @@ pub(super) struct Snapshots {
     pins: Arc<Mutex<Vec<SnapshotId>>>,
     /// Of all memory files. 0: a quarter of the file system.
     hot_bytes_max: u64,
+    remote: Option<Remote>,
 }
 
 /// While it is held the snapshot is not removed.
@@ -150,6 +167,7 @@ impl Snapshots {
             writing: RwLock::default(),
             pins: Arc::default(),
             hot_bytes_max,
+            remote: None,
         })
     }
 
@@ -260,13 +278,25 @@ impl Snapshots {
         Pin { id: id.clone(), pins: Arc::clone(&self.pins) }
     }
 
+    fn is_held(&self, id: &SnapshotId) -> bool {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+    }
+
+    /// Tells the uploads that there is something new, or something less.
+    pub(super) fn changed(&self) {
+        if let Some(remote) = &self.remote {
+            remote.changed.notify_one();
+        }
+    }
+
     /// Removes a snapshot that no record names and nobody holds. Whether it did.
     pub(super) fn release(&self, id: &SnapshotId) -> Result<bool, SaveError> {
-        let held = self.pins.lock().unwrap_or_else(PoisonError::into_inner).contains(id);
-        if held || self.store.is_needed(id)? {
+        if self.is_held(id) || self.store.is_needed(id)? {
             return Ok(false);
         }
-        self.remove(id).map(|()| true)
+        self.remove(id)?;
+        self.changed();
+        Ok(true)
     }
 
     /// Removes a snapshot, and what no other one stands on. Harmless when there is none.
@@ -326,7 +356,11 @@ impl Snapshots {
     }
 
     fn group_key(&self, group: &GroupKey) -> Result<Key, SaveError> {
-        let fresh = self.node_key.wrap(&Key::random()?)?;
+        let fresh = match self.remote.as_ref().filter(|remote| remote.has(group)) {
+            Some(remote) => remote.group_key(group)?,
+            None => Key::random()?,
+        };
+        let fresh = self.node_key.wrap(&fresh)?;
         let wrapped = self.store.group_secret(group, fresh)?;
         self.unwrapped(group, &wrapped)
     }

@@ -6,31 +6,34 @@ use holdfast_model::id::ID_BYTES;
 
 use super::*;
 
+/// What is on the disks: two pages.
+pub(super) const DISK: [u8; 8192] = [7; 8192];
+
 fn snapshots(state: &Path) -> Snapshots {
     let store = Arc::new(Store::open(&state.join("store.redb")).unwrap());
     Snapshots::open(state, store, 0).unwrap()
 }
 
-fn id(byte: u8) -> SnapshotId {
+pub(super) fn id(byte: u8) -> SnapshotId {
     SnapshotId::from_random([byte; ID_BYTES])
 }
 
-fn group() -> GroupKey {
+pub(super) fn group() -> GroupKey {
     GroupKey::local_default()
 }
 
 /// As [`Snapshots::copy`] leaves it, of a file.
-fn copied(snapshots: &Snapshots, id: SnapshotId, text: &[u8]) -> Copied {
+pub(super) fn copied(snapshots: &Snapshots, id: SnapshotId, text: &[u8]) -> Copied {
     let folder = snapshots.folder(&id);
     fs::create_dir_all(&folder).unwrap();
     let memory = disk::new(&snapshots.memory_path(&id)).unwrap();
     memory.set_len(1 << 20).unwrap();
     memory.file().write_all_at(text, 8192).unwrap();
-    fs::write(folder.join(DISK_FILE), "disk").unwrap();
+    fs::write(folder.join(DISK_FILE), DISK).unwrap();
     Copied { id, folder, memory, parent: None, committed: false }
 }
 
-fn memory_of(taken: &TakenUp) -> Vec<u8> {
+pub(super) fn memory_of(taken: &TakenUp) -> Vec<u8> {
     let mut text = vec![0; 5];
     taken.memory.file().read_exact_at(&mut text, 8192).unwrap();
     text
@@ -49,7 +52,7 @@ fn what_was_committed_is_taken_up_with_and_without_its_memory_file() {
     again.sweep(|name| name == id(1).as_str()).unwrap();
     let taken = again.take_up(&group(), &id(1)).unwrap();
     assert_eq!((memory_of(&taken), taken.state), (b"guest".to_vec(), b"state".to_vec()));
-    assert_eq!(fs::read(taken.disk).unwrap(), b"disk");
+    assert!(fs::read(taken.disk).unwrap() == DISK);
 }
 
 #[test]
@@ -104,7 +107,7 @@ fn what_a_record_names_or_somebody_holds_is_not_removed() {
     assert!(all.take_up(&group(), &id(1)).is_err());
 }
 
-fn record(id: SnapshotId, data: SnapshotId) -> holdfast_store::SnapshotRecord {
+pub(super) fn record(id: SnapshotId, data: SnapshotId) -> holdfast_store::SnapshotRecord {
     holdfast_store::SnapshotRecord {
         id,
         group: group(),
