@@ -1,7 +1,5 @@
 //! One frame as it is stored: compressed if that makes it smaller, then sealed.
 
-use std::io::Read;
-
 use crate::{
     SnapshotError,
     key::{Sealer, TAG_BYTES},
@@ -56,34 +54,48 @@ pub(crate) enum Bad {
     Form,
 }
 
-/// What was packed; it must have `length` bytes.
-pub(crate) fn unpack(
-    sealer: &Sealer,
-    number: u32,
-    mut stored: Vec<u8>,
-    length: usize,
-) -> Result<Vec<u8>, Bad> {
-    sealer.open(number, &mut stored).ok_or(Bad::Key)?;
-    let (kind, body) = stored.split_first().ok_or(Bad::Form)?;
-    let text = match *kind {
-        PLAIN => body.to_vec(),
-        COMPRESSED => {
-            let mut text = Vec::with_capacity(length);
-            let decoder = zstd::Decoder::with_buffer(body).map_err(|_| Bad::Form)?;
-            // One more than is wanted shows that there is too much.
-            let most = u64::try_from(length).unwrap_or(u64::MAX).saturating_add(1);
-            decoder.take(most).read_to_end(&mut text).map_err(|_| Bad::Form)?;
-            text
-        }
-        _ => return Err(Bad::Form),
-    };
-    if text.len() == length { Ok(text) } else { Err(Bad::Form) }
+/// What unpacks frames.
+pub(crate) struct Unpacker(zstd::bulk::Decompressor<'static>);
+
+impl Unpacker {
+    pub(crate) fn new() -> Result<Self, SnapshotError> {
+        let decompressor = zstd::bulk::Decompressor::new();
+        decompressor.map(Self).map_err(|_| SnapshotError::Internal { what: "a decompressor" })
+    }
+
+    /// What was packed; it must have `length` bytes.
+    pub(crate) fn unpack(
+        &mut self,
+        sealer: &Sealer,
+        number: u32,
+        mut stored: Vec<u8>,
+        length: usize,
+    ) -> Result<Vec<u8>, Bad> {
+        sealer.open(number, &mut stored).ok_or(Bad::Key)?;
+        let (kind, body) = stored.split_first().ok_or(Bad::Form)?;
+        let text = match *kind {
+            PLAIN => body.to_vec(),
+            // More than is wanted has no room, and is an error.
+            COMPRESSED => self.0.decompress(body, length).map_err(|_| Bad::Form)?,
+            _ => return Err(Bad::Form),
+        };
+        if text.len() == length { Ok(text) } else { Err(Bad::Form) }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Key;
+
+    fn unpack(
+        sealer: &Sealer,
+        number: u32,
+        stored: Vec<u8>,
+        length: usize,
+    ) -> Result<Vec<u8>, Bad> {
+        Unpacker::new().unwrap().unpack(sealer, number, stored, length)
+    }
 
     fn sealer() -> Sealer {
         Key::new([1; 32]).sealer(&[2; 16]).unwrap()

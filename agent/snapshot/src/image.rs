@@ -1,12 +1,15 @@
 //! An image as a snapshot has it: layers on each other, the topmost first.
 
-use std::os::{fd::AsFd, unix::fs::FileExt};
+use std::{
+    cell::RefCell,
+    os::{fd::AsFd, unix::fs::FileExt},
+};
 
 use rustix::fs::{FallocateFlags, fallocate, ftruncate};
 
 use crate::{
     Kind, Name, PAGE_BYTES, Part, PieceStore, SnapshotError,
-    frame::{self, Bad},
+    frame::{Bad, Unpacker},
     key::{Key, Sealer},
     layer::{Content, Layer},
     pages::FRAME_PAGES,
@@ -28,6 +31,7 @@ struct Opened {
     layer: Layer,
     /// As its segments.
     sealers: Vec<Sealer>,
+    unpacker: RefCell<Unpacker>,
 }
 
 impl std::fmt::Debug for Image<'_> {
@@ -51,7 +55,8 @@ impl<'s> Image<'s> {
                 return Err(SnapshotError::malformed(part, "of an image of another length"));
             }
             let sealers = layer.segments.iter().map(|segment| key.sealer(&segment.salt));
-            Ok(Opened { sealers: sealers.collect::<Result<_, _>>()?, layer })
+            let sealers = sealers.collect::<Result<_, _>>()?;
+            Ok(Opened { sealers, layer, unpacker: RefCell::new(Unpacker::new()?) })
         };
         let layers = layers.iter().map(open).collect::<Result<_, _>>()?;
         Ok(Self { store, bytes, layers, kept: Vec::new() })
@@ -137,7 +142,8 @@ impl Opened {
             return Err(SnapshotError::Changed { part: part() });
         }
         let length = self.layer.pages_in_frame(number) * PAGE_BYTES;
-        frame::unpack(sealer, frame.number, stored, length).map_err(|bad| match bad {
+        let unpacked = self.unpacker.borrow_mut().unpack(sealer, frame.number, stored, length);
+        unpacked.map_err(|bad| match bad {
             Bad::Key => SnapshotError::WrongKey { part: part() },
             Bad::Form => SnapshotError::malformed(part(), "not a frame of its pages"),
         })

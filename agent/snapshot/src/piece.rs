@@ -56,7 +56,11 @@ pub struct Name([u8; 32]);
 
 impl Name {
     pub fn of(bytes: &[u8]) -> Self {
-        Self(*blake3::hash(bytes).as_bytes())
+        Self::from_hash(&blake3::hash(bytes))
+    }
+
+    pub(crate) fn from_hash(hash: &blake3::Hash) -> Self {
+        Self(*hash.as_bytes())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     Kind, Name, PieceStore, SnapshotError,
-    frame::Packer,
+    frame::{Packer, STORED_BYTES_MAX},
     key::{Key, Salt16, Sealer, random},
     layer::{FrameRef, SegmentRef},
 };
@@ -26,6 +26,8 @@ struct Filling {
     salt: Salt16,
     sealer: Sealer,
     bytes: Vec<u8>,
+    /// Of the bytes so far: each frame is hashed while it is in the CPU's cache.
+    hash: blake3::Hasher,
     frames: u32,
 }
 
@@ -69,12 +71,13 @@ impl<'s> Segments<'s> {
         self.frames.push(FrameRef { segment, number: filling.frames, offset, bytes, hash });
         filling.frames += 1;
         filling.bytes.extend_from_slice(&stored);
+        filling.hash.update(&stored);
         if filling.bytes.len() >= SEGMENT_BYTES { self.put() } else { Ok(()) }
     }
 
     fn put(&mut self) -> Result<(), SnapshotError> {
-        let Some(Filling { salt, bytes, .. }) = self.filling.take() else { return Ok(()) };
-        let name = Name::of(&bytes);
+        let Some(Filling { salt, bytes, hash, .. }) = self.filling.take() else { return Ok(()) };
+        let name = Name::from_hash(&hash.finalize());
         self.store.put_piece(Kind::Segment, &name, &bytes)?;
         self.stored_bytes += bytes.len() as u64;
         self.done.push(SegmentRef { name, salt });
@@ -91,6 +94,7 @@ impl Filling {
     fn new(key: &Key) -> Result<Self, SnapshotError> {
         let salt = random()?;
         let sealer = key.sealer(&salt)?;
-        Ok(Self { salt, sealer, bytes: Vec::with_capacity(SEGMENT_BYTES), frames: 0 })
+        let bytes = Vec::with_capacity(SEGMENT_BYTES + STORED_BYTES_MAX);
+        Ok(Self { salt, sealer, bytes, hash: blake3::Hasher::new(), frames: 0 })
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     Name, PAGE_BYTES, Pages, PieceStore, SnapshotError, Source,
     key::Key,
     layer::{Content, Layer, Run},
-    pages::{FRAME_BYTES, FRAME_PAGES},
+    pages::FRAME_BYTES,
     segment::Segments,
 };
 
@@ -54,7 +54,8 @@ pub(crate) fn write(
         source,
         has_parent: plan.has_parent,
         segments: Segments::new(store, key, plan.level)?,
-        frame: Vec::with_capacity(FRAME_BYTES),
+        frame: vec![0; FRAME_BYTES],
+        filled: 0,
         runs: Vec::new(),
         written: Written::default(),
     };
@@ -101,45 +102,54 @@ struct Packing<'a> {
     source: &'a dyn Source,
     has_parent: bool,
     segments: Segments<'a>,
-    /// Pages of the frame that is not full yet.
+    /// Pages of the frame that is not full yet, then room for more: they are read to where they stay.
     frame: Vec<u8>,
+    filled: usize,
     runs: Vec<Run>,
     written: Written,
 }
 
 impl Packing<'_> {
     fn take(&mut self, run: Range<u64>) -> Result<(), SnapshotError> {
-        let mut bytes = [0; FRAME_BYTES];
         let mut from = run.start;
         while from < run.end {
-            let count = (run.end - from).min(FRAME_PAGES as u64);
+            let room = (FRAME_BYTES - self.filled) / PAGE_BYTES;
+            let count = (run.end - from).min(room as u64);
             let at = from * PAGE_BYTES as u64;
-            let length = usize::try_from(count).unwrap_or(FRAME_PAGES) * PAGE_BYTES;
-            let piece = &mut bytes[..length];
+            let length = usize::try_from(count).unwrap_or(room) * PAGE_BYTES;
+            let read = self.filled..self.filled + length;
             self.source
-                .read_at(at, piece)
+                .read_at(at, &mut self.frame[read.clone()])
                 .map_err(|source| SnapshotError::Source { at, source })?;
-            for (page, text) in (from..).zip(piece.chunks_exact(PAGE_BYTES)) {
-                self.take_page(page, text)?;
+            for (page, place) in (from..).zip(read.step_by(PAGE_BYTES)) {
+                self.take_page(page, place);
             }
             from += count;
+            if self.filled == FRAME_BYTES {
+                self.flush()?;
+            }
         }
         Ok(())
     }
 
-    fn take_page(&mut self, page: u64, text: &[u8]) -> Result<(), SnapshotError> {
+    /// Keeps a page that was read to `place` of the frame, unless it is zero.
+    fn take_page(&mut self, page: u64, place: usize) {
         self.written.considered += 1;
-        if text == ZERO {
+        let text = place..place + PAGE_BYTES;
+        if self.frame[text.clone()] == ZERO {
             self.written.zero += 1;
             if self.has_parent {
                 self.note(page, Content::Zero);
             }
-            return Ok(());
+            return;
         }
         self.note(page, Content::Packed(self.written.packed));
         self.written.packed += 1;
-        self.frame.extend_from_slice(text);
-        if self.frame.len() == FRAME_BYTES { self.flush() } else { Ok(()) }
+        // Over the zeros before it, if there were any.
+        if place != self.filled {
+            self.frame.copy_within(text, self.filled);
+        }
+        self.filled += PAGE_BYTES;
     }
 
     fn note(&mut self, page: u64, content: Content) {
@@ -151,9 +161,9 @@ impl Packing<'_> {
     }
 
     fn flush(&mut self) -> Result<(), SnapshotError> {
-        if !self.frame.is_empty() {
-            self.segments.push(&self.frame)?;
-            self.frame.clear();
+        if self.filled > 0 {
+            self.segments.push(&self.frame[..self.filled])?;
+            self.filled = 0;
         }
         Ok(())
     }

@@ -8,5 +8,6 @@ mod groups;
 mod images;
 mod lists;
 mod metrics;
+mod remote;
 mod sandboxes;
 mod server;
