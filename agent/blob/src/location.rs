@@ -94,6 +94,8 @@ impl Location {
         if secrets.key.is_empty() {
             return Err(BadLocation::Missing { what: "a key" });
         }
+        // Another client of this process may have installed it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let plain = self.endpoint.as_ref().is_some_and(|url| url.scheme() == "http");
         let options = ClientOptions::new()
             .with_connect_timeout(CONNECT_PATIENCE)

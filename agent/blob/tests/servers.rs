@@ -195,7 +195,6 @@ fn an_azure_blob_server_keeps_pieces_manifests_and_snapshots() {
 
 #[test]
 fn a_server_that_is_gone_is_an_error_that_says_what_could_not_be_done() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = Runtime::new().unwrap();
     let location = Location::parse("s3://bucket", "http://127.0.0.1:1", "").unwrap();
     let secrets = Secrets { key_id: "id".to_owned(), key: "secret".to_owned() };

@@ -35,7 +35,6 @@ impl Drop for Server {
 impl Server {
     /// Keeps nothing from one start to the next.
     fn start(port: u16) -> Self {
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/object-stores");
         let child = Command::new(script).args(["s3", &port.to_string()]).spawn().unwrap();
         let deadline = std::time::Instant::now() + PATIENCE;

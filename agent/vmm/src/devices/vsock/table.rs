@@ -23,6 +23,13 @@ impl Table {
         Self { connections: BTreeMap::new(), waiting: VecDeque::new(), next_port: PORT_FIRST }
     }
 
+    /// Counts on from elsewhere. A guest that goes on has the connections of its former life in its
+    /// table until its programs close them: a new one under the same number would be taken for the
+    /// old one and be refused.
+    pub(super) fn count_from(&mut self, random: u32) {
+        self.next_port = PORT_FIRST + random % PORT_FIRST;
+    }
+
     /// Takes a client in under a port of its own. Gives it back when there are too many.
     pub(super) fn add(&mut self, stream: UnixStream) -> Result<u32, UnixStream> {
         if self.connections.len() >= CONNECTIONS_MAX {
@@ -104,6 +111,15 @@ mod tests {
         table.remove(ports[7]);
         assert!(table.add(stream()).is_ok());
         assert!(table.add(stream()).is_err());
+    }
+
+    #[test]
+    fn whatever_it_counts_from_a_port_is_none_of_the_guests_own() {
+        for random in [0, 1, PORT_FIRST - 1, PORT_FIRST, u32::MAX] {
+            let mut table = Table::new();
+            table.count_from(random);
+            assert!(table.add(stream()).unwrap() >= PORT_FIRST, "{random}");
+        }
     }
 
     #[test]

@@ -30,6 +30,7 @@ use crate::{
     },
     event::{Event, EventSender},
     limits::vsock::{BATCH, REFUSALS_MAX},
+    random,
     seccomp::ThreadKind,
     vm::Memory,
 };
@@ -311,6 +312,11 @@ impl Worker for VsockWorker {
         };
         self.state = state;
         self.loss = Loss::Due;
+        let mut number = [0; 4];
+        // Without it connections may be refused for a moment.
+        if random::fill(&mut number).is_ok() {
+            self.table.count_from(u32::from_ne_bytes(number));
+        }
         Ok(())
     }
 }
