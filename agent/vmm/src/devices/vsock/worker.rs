@@ -54,6 +54,8 @@ pub(super) struct VsockWorker {
     listener: UnixListener,
     epoll: Option<Arc<Epoll>>,
     table: Table,
+    /// Where connections are counted from after a restore. Drawn before: the thread may not.
+    after_restore: u32,
     refusals: VecDeque<Header>,
     /// The driver has started the device.
     running: bool,
@@ -70,10 +72,16 @@ impl VsockWorker {
         counters: Arc<VsockCounters>,
         events: EventSender,
     ) -> Self {
+        let mut number = [0; 4];
+        if let Err(error) = random::fill(&mut number) {
+            log::warn!(error:%; "connections may be refused for a moment after a restore");
+        }
+        let after_restore = u32::from_ne_bytes(number);
         Self {
             listener,
             epoll: None,
             table: Table::new(),
+            after_restore,
             refusals: VecDeque::new(),
             running: false,
             loss: Loss::None,
@@ -312,11 +320,7 @@ impl Worker for VsockWorker {
         };
         self.state = state;
         self.loss = Loss::Due;
-        let mut number = [0; 4];
-        // Without it connections may be refused for a moment.
-        if random::fill(&mut number).is_ok() {
-            self.table.count_from(u32::from_ne_bytes(number));
-        }
+        self.table.count_from(self.after_restore);
         Ok(())
     }
 }
