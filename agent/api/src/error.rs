@@ -88,7 +88,7 @@ codes! {
     /// The group has no remote store that could be used.
     RemoteNotConfigured = 409,
     /// The remote store does not do what it was asked.
-    RemoteUnavailable = 503,
+    RemoteUnavailable = 502,
     SandboxGroupNotEmpty = 409,
     /// The group that every node has.
     SandboxGroupProtected = 409,

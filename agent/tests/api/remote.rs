@@ -32,7 +32,7 @@ async fn a_store_that_is_away_is_unavailable_and_the_node_serves() {
     })
     .await;
     let list = path::remote_snapshots(&group());
-    server.get(&list).await.refused(503, "RemoteUnavailable");
+    server.get(&list).await.refused(502, "RemoteUnavailable");
     let fetch = path::fetch_snapshot(&group(), UNKNOWN);
     server.post(&fetch, "").await.refused(502, "RemoteUnavailable");
     let snapshots = server.get(&path::snapshots(&group())).await.json();
