@@ -46,7 +46,7 @@ fn a_command_gets_its_environment_folder_user_and_stdin() -> Result<()> {
 fn a_command_over_its_time_is_killed_and_says_so() -> Result<()> {
     let node = Node::from_env()?;
     let outcome = run(&node, &["--timeout", "2"], &["sleep", "1000"])?;
-    assert_eq!(outcome.code, Some(124));
+    assert_eq!(outcome.code, Some(124), "{outcome:?}");
     Ok(())
 }
 
