@@ -45,7 +45,9 @@ fn a_command_gets_its_environment_folder_user_and_stdin() -> Result<()> {
 #[test]
 fn a_command_over_its_time_is_killed_and_says_so() -> Result<()> {
     let node = Node::from_env()?;
-    let outcome = run(&node, &["--timeout", "2"], &["sleep", "1000"])?;
+    // On an emulated node a program may take seconds to be loaded, and one that was not in time is
+    // another error: it never ran.
+    let outcome = run(&node, &["--timeout", "15"], &["sleep", "1000"])?;
     assert_eq!(outcome.code, Some(124), "{outcome:?}");
     Ok(())
 }
