@@ -120,7 +120,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let rounds: u32 = arguments.next().ok_or("how many rounds?")?.parse()?;
     let mut memory = Vec::new();
     for path in arguments {
-        memory.extend(std::fs::read(path)?);
+        memory.extend(fs_err::read(path)?);
         memory.resize(memory.len().next_multiple_of(PAGE_BYTES), 0);
     }
     // On both sides the same, for zstd has nothing to do with pages of zeros.

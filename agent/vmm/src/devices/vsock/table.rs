@@ -120,6 +120,10 @@ mod tests {
             table.count_from(random);
             assert!(table.add(stream()).unwrap() >= PORT_FIRST, "{random}");
         }
+        // And it is where it was told to begin.
+        let mut table = Table::new();
+        table.count_from(7);
+        assert_eq!(table.add(stream()).unwrap(), PORT_FIRST + 7);
     }
 
     #[test]
