@@ -37,6 +37,13 @@ impl Folder {
         Ok(Self { root: root.to_owned() })
     }
 
+    /// A piece, open for reading.
+    pub fn open_piece(&self, kind: Kind, name: &Name) -> Result<fs::File, SnapshotError> {
+        let part = Part::Piece(kind, *name);
+        let what = part.to_string();
+        fs::File::open(self.piece(kind, name)).map_err(missing(part, &what))
+    }
+
     fn piece(&self, kind: Kind, name: &Name) -> PathBuf {
         self.root.join(kind.folder()).join(name.to_string())
     }

@@ -1,9 +1,6 @@
 //! An image as a snapshot has it: layers on each other, the topmost first.
 
-use std::{
-    cell::RefCell,
-    os::{fd::AsFd, unix::fs::FileExt},
-};
+use std::os::{fd::AsFd, unix::fs::FileExt};
 
 use rustix::fs::{FallocateFlags, fallocate, ftruncate};
 
@@ -25,13 +22,34 @@ pub struct Image<'s> {
     layers: Vec<Opened>,
     /// The frames used last, by layer and number.
     kept: Vec<((usize, u64), Vec<u8>)>,
+    unpacker: Unpacker,
 }
 
-struct Opened {
-    layer: Layer,
+/// A layer, ready to be read.
+pub(crate) struct Opened {
+    pub(crate) layer: Layer,
     /// As its segments.
     sealers: Vec<Sealer>,
-    unpacker: RefCell<Unpacker>,
+}
+
+/// All layers of an image of so many bytes, from the topmost on.
+pub(crate) fn open_layers(
+    store: &dyn PieceStore,
+    key: &Key,
+    bytes: u64,
+    layers: &[Name],
+) -> Result<Vec<Opened>, SnapshotError> {
+    let open = |name: &Name| {
+        let layer = Layer::open(store, key, name)?;
+        if layer.pages != bytes / PAGE_BYTES as u64 {
+            let part = Part::Piece(Kind::Layer, *name);
+            return Err(SnapshotError::malformed(part, "of an image of another length"));
+        }
+        let sealers = layer.segments.iter().map(|segment| key.sealer(&segment.salt));
+        let sealers = sealers.collect::<Result<_, _>>()?;
+        Ok(Opened { sealers, layer })
+    };
+    layers.iter().map(open).collect()
 }
 
 impl std::fmt::Debug for Image<'_> {
@@ -48,18 +66,8 @@ impl<'s> Image<'s> {
         bytes: u64,
         layers: &[Name],
     ) -> Result<Self, SnapshotError> {
-        let open = |name: &Name| {
-            let layer = Layer::open(store, key, name)?;
-            if layer.pages != bytes / PAGE_BYTES as u64 {
-                let part = Part::Piece(Kind::Layer, *name);
-                return Err(SnapshotError::malformed(part, "of an image of another length"));
-            }
-            let sealers = layer.segments.iter().map(|segment| key.sealer(&segment.salt));
-            let sealers = sealers.collect::<Result<_, _>>()?;
-            Ok(Opened { sealers, layer, unpacker: RefCell::new(Unpacker::new()?) })
-        };
-        let layers = layers.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Self { store, bytes, layers, kept: Vec::new() })
+        let layers = open_layers(store, key, bytes, layers)?;
+        Ok(Self { store, bytes, layers, kept: Vec::new(), unpacker: Unpacker::new()? })
     }
 
     /// Length in bytes.
@@ -85,7 +93,7 @@ impl<'s> Image<'s> {
             // The one used last stands last, and goes last.
             Some(place) => self.kept[place..].rotate_left(1),
             None => {
-                let text = self.layers[layer].fetch(self.store, number)?;
+                let text = self.layers[layer].fetch(self.store, &mut self.unpacker, number)?;
                 if self.kept.len() == FRAMES_KEPT {
                     self.kept.remove(0);
                 }
@@ -103,9 +111,10 @@ impl<'s> Image<'s> {
         ftruncate(file, 0).map_err(|error| cannot("empty the image's file")(error.into()))?;
         ftruncate(file, self.bytes)
             .map_err(|error| cannot("lengthen the image's file")(error.into()))?;
+        let mut unpacker = Unpacker::new()?;
         for (index, opened) in self.layers.iter().enumerate().rev() {
             let is_lowest = index + 1 == self.layers.len();
-            opened.write(self.store, file, is_lowest)?;
+            opened.write(self.store, &mut unpacker, file, is_lowest)?;
         }
         Ok(())
     }
@@ -113,10 +122,10 @@ impl<'s> Image<'s> {
     /// Reads and unpacks every frame there is; returns how many. The first that is not sound is the
     /// error.
     pub(crate) fn verify(&self) -> Result<u64, SnapshotError> {
-        let mut count = 0;
+        let (mut count, mut unpacker) = (0, Unpacker::new()?);
         for opened in &self.layers {
             for number in 0..opened.layer.frames.len() as u64 {
-                opened.fetch(self.store, number)?;
+                opened.fetch(self.store, &mut unpacker, number)?;
                 count += 1;
             }
         }
@@ -126,7 +135,12 @@ impl<'s> Image<'s> {
 
 impl Opened {
     /// A frame, checked in this order: hash, key, form.
-    fn fetch(&self, store: &dyn PieceStore, number: u64) -> Result<Vec<u8>, SnapshotError> {
+    pub(crate) fn fetch(
+        &self,
+        store: &dyn PieceStore,
+        unpacker: &mut Unpacker,
+        number: u64,
+    ) -> Result<Vec<u8>, SnapshotError> {
         let index = usize::try_from(number).unwrap_or(usize::MAX);
         // Both were checked when the layer was opened.
         let internal = || SnapshotError::Internal { what: "a frame that is not there" };
@@ -142,7 +156,7 @@ impl Opened {
             return Err(SnapshotError::Changed { part: part() });
         }
         let length = self.layer.pages_in_frame(number) * PAGE_BYTES;
-        let unpacked = self.unpacker.borrow_mut().unpack(sealer, frame.number, stored, length);
+        let unpacked = unpacker.unpack(sealer, frame.number, stored, length);
         unpacked.map_err(|bad| match bad {
             Bad::Key => SnapshotError::WrongKey { part: part() },
             Bad::Form => SnapshotError::malformed(part(), "not a frame of its pages"),
@@ -152,6 +166,7 @@ impl Opened {
     fn write<F: FileExt + AsFd>(
         &self,
         store: &dyn PieceStore,
+        unpacker: &mut Unpacker,
         file: &F,
         is_lowest: bool,
     ) -> Result<(), SnapshotError> {
@@ -178,7 +193,7 @@ impl Opened {
                 let at = start + done;
                 let (number, within) = (at / FRAME_PAGES as u64, at % FRAME_PAGES as u64);
                 if current.as_ref().is_none_or(|(kept, _)| *kept != number) {
-                    current = Some((number, self.fetch(store, number)?));
+                    current = Some((number, self.fetch(store, unpacker, number)?));
                 }
                 let text = current.as_ref().map_or(&[][..], |(_, text)| text);
                 let from = usize::try_from(within).unwrap_or(0) * PAGE_BYTES;

@@ -46,6 +46,11 @@ impl Key {
         Ok(Self(random()?))
     }
 
+    /// For a process that is handed it.
+    pub fn reveal(&self) -> &[u8; KEY_BYTES] {
+        &self.0
+    }
+
     /// The key of a group, the same wherever this one is known.
     pub fn of_group(&self, group: &str) -> Result<Self, SnapshotError> {
         self.derive(group.as_bytes(), b"holdfast group key 1").map(Self)

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod fill;
 mod folder;
 mod frame;
 mod gc;
@@ -25,6 +26,7 @@ mod source;
 mod writer;
 
 pub use error::{Part, SnapshotError};
+pub use fill::{Fill, Frame, FrameReader, Unpacked};
 pub use folder::Folder;
 pub use gc::{Collected, collect};
 pub use image::Image;

@@ -59,6 +59,15 @@ impl Name {
         Self::from_hash(&blake3::hash(bytes))
     }
 
+    /// A name that another process had of us.
+    pub const fn from_bytes(hash: [u8; 32]) -> Self {
+        Self(hash)
+    }
+
+    pub const fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     pub(crate) fn from_hash(hash: &blake3::Hash) -> Self {
         Self(*hash.as_bytes())
     }

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, io, os::unix::fs::FileExt};
 
 use fs_err as fs;
 use holdfast_snapshot::{
-    Draft, FileSource, Folder, Key, Kind, PAGE_BYTES, Pages, PieceStore, Snapshot, SnapshotError,
-    Source, collect,
+    Draft, FileSource, Fill, Folder, FrameReader, Key, Kind, Name, PAGE_BYTES, Pages, PieceStore,
+    Snapshot, SnapshotError, Source, collect,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -84,7 +84,34 @@ fn write_child(
     draft.commit(2).unwrap()
 }
 
-/// Read in both ways: page by page in an order of its own, and into a file.
+/// Frame by frame, the last one first.
+fn filled(store: &Folder, snapshot: &Snapshot) -> Result<Vec<u8>, SnapshotError> {
+    let image = &snapshot.manifest.images[MEMORY];
+    let layers: Vec<Name> = image.layers.iter().map(|layer| layer.name).collect();
+    let fill = Fill::open(store, &key(), image.bytes, &layers)?;
+    let mut reader = FrameReader::new()?;
+    let mut bytes = vec![0; usize::try_from(fill.bytes()).unwrap()];
+    let mut times = vec![0; bytes.len() / PAGE_BYTES];
+    let frames: Vec<_> = fill.frames().collect();
+    let places: Vec<_> = frames.iter().map(|frame| fill.place(*frame)).collect();
+    assert_eq!(places, (0..fill.count()).collect::<Vec<_>>());
+    for frame in frames.into_iter().rev() {
+        for (at, text) in fill.unpack(&mut reader, frame)?.runs() {
+            let start = usize::try_from(at).unwrap();
+            bytes[start..start + text.len()].copy_from_slice(text);
+            let pages = start / PAGE_BYTES..(start + text.len()) / PAGE_BYTES;
+            times[pages].iter_mut().for_each(|times| *times += 1);
+            assert_eq!(fill.frame_at(at), Some(frame));
+        }
+    }
+    for (page, times) in (0..).zip(times) {
+        // Each page that is not zero lies in one frame, and the others in none.
+        assert_eq!(usize::from(fill.frame_at(page * PAGE_BYTES as u64).is_some()), times);
+    }
+    Ok(bytes)
+}
+
+/// Read in all ways: page by page in an order of its own, into a file, and frame by frame.
 fn read(store: &Folder, snapshot: &Snapshot) -> Result<Bytes, SnapshotError> {
     let mut image = snapshot.image(store, &key(), MEMORY)?;
     let length = usize::try_from(image.bytes()).unwrap();
@@ -104,6 +131,7 @@ fn read(store: &Folder, snapshot: &Snapshot) -> Result<Bytes, SnapshotError> {
     let mut restored = vec![0; length];
     file.read_exact_at(&mut restored, 0).unwrap();
     assert!(restored == bytes, "the two ways to read differ");
+    assert!(filled(store, snapshot)? == bytes, "what is filled in differs");
     Ok(Bytes(bytes))
 }
 
