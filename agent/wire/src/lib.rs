@@ -1,10 +1,11 @@
-//! Bytes between our own processes: one framing, and the messages of VMM control, guest RPC and
-//! image conversion. No sockets and no async here: callers bring the bytes.
+//! Bytes between our own processes: one framing, and the messages of VMM control, guest RPC,
+//! image conversion and paging. No sockets and no async here: callers bring the bytes.
 #![forbid(unsafe_code)]
 
 pub mod convert;
 pub mod frame;
 pub mod guest;
+pub mod pager;
 pub mod vmm;
 
 /// Version of every message in this crate, sent in the first message of a connection. Both ends

@@ -1,0 +1,229 @@
+//! The two threads that fill guest memory, and what they share.
+
+use std::{
+    collections::BTreeSet,
+    os::{fd::OwnedFd, unix::fs::FileExt},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+};
+
+use fs_err as fs;
+use holdfast_snapshot::{Fill, Frame, FrameReader, Key, Kind, Name};
+use holdfast_wire::pager::{FIRST_MAX, Filled, PIECES_MAX, Piece, PieceKind, Request};
+use log::warn;
+use rustix::{event::Timespec, process::setpriority_process};
+
+use crate::{
+    PagerError, confine,
+    faults::{Guest, Memory},
+    pieces::Pieces,
+    sys,
+};
+
+const PAGE_BYTES: u64 = 4096;
+const ZERO: [u8; 4096] = [0; 4096];
+
+/// The answering thread looks this often whether all is there, when nobody asks.
+const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+
+/// The guest itself comes before what it has not asked for.
+const NICENESS: i32 = 19;
+
+/// State of a frame.
+const UNTOUCHED: u8 = 0;
+const CLAIMED: u8 = 1;
+const THERE: u8 = 2;
+
+/// What was asked for, with everything that was handed over.
+#[derive(Debug)]
+pub(crate) struct Job {
+    memory: Memory,
+    pieces: Pieces,
+    key: Key,
+    bytes: u64,
+    layers: Vec<Name>,
+    copy: fs::File,
+    first: Vec<u64>,
+}
+
+impl Job {
+    /// Claims the descriptors of a request. Nothing was opened before.
+    pub(crate) fn take(request: Request) -> Result<Self, PagerError> {
+        if request.pieces.len() > PIECES_MAX {
+            return Err(PagerError::Pieces { found: request.pieces.len() });
+        }
+        let mut taken = BTreeSet::new();
+        let mut claim = |what, fd| {
+            let fresh = taken.insert(fd).then(|| sys::claim(fd)).flatten();
+            fresh.ok_or(PagerError::Fd { what, fd })
+        };
+        let faults = claim("faults", request.faults_fd)?;
+        let copy: OwnedFd = claim("the memory file", request.copy_fd)?;
+        let mut pieces = Pieces::default();
+        for Piece { kind, name, fd } in request.pieces {
+            let kind = match kind {
+                PieceKind::Segment => Kind::Segment,
+                PieceKind::Layer => Kind::Layer,
+            };
+            let file = fs::File::from_parts(claim("a piece", fd)?.into(), kind.to_string());
+            pieces.add(kind, Name::from_bytes(name), file);
+        }
+        Ok(Self {
+            memory: Memory::new(faults, request.regions, request.bytes)?,
+            pieces,
+            key: Key::new(request.key),
+            bytes: request.bytes,
+            layers: request.layers.into_iter().map(Name::from_bytes).collect(),
+            copy: fs::File::from_parts(copy.into(), "the memory file"),
+            first: request.first.into_iter().take(FIRST_MAX).collect(),
+        })
+    }
+
+    /// Fills all of it. Afterwards the memory is watched no longer.
+    pub(crate) fn run(self) -> Result<Filled, PagerError> {
+        // It needs a stack and a priority of its own: before the rights for that are given up.
+        let streamer = Streamer::start()?;
+        confine::confine()?;
+        self.copy.set_len(self.bytes).map_err(PagerError::Copy)?;
+        // It stays until the process ends, which is when this is done.
+        let pieces: &'static Pieces = Box::leak(Box::new(self.pieces));
+        let fill = Fill::open(pieces, &self.key, self.bytes, &self.layers)?;
+        let work = Arc::new(Work {
+            states: (0..fill.count()).map(|_| AtomicU8::new(UNTOUCHED)).collect(),
+            fill,
+            memory: self.memory,
+            copy: self.copy,
+            ended: AtomicBool::new(false),
+        });
+        let streaming = streamer.give(Arc::clone(&work), self.first.clone())?;
+        let answered = work.answer();
+        // Whatever it came to, the other is not left alone.
+        work.ended.store(true, Ordering::SeqCst);
+        streaming.join().map_err(|_| PagerError::Thread)??;
+        let (faults, missed) = answered?;
+        work.memory.release()?;
+        let mut first = self.first;
+        first.extend(missed);
+        first.truncate(FIRST_MAX);
+        Ok(Filled { faults, bytes: work.memory.put.load(Ordering::Relaxed), first })
+    }
+}
+
+/// The thread that brings what nobody has asked for yet.
+struct Streamer {
+    work: mpsc::Sender<(Arc<Work>, Vec<u64>)>,
+    thread: JoinHandle<Result<(), PagerError>>,
+}
+
+impl Streamer {
+    fn start() -> Result<Self, PagerError> {
+        let (work, given) = mpsc::channel::<(Arc<Work>, Vec<u64>)>();
+        let (ready, is_ready) = mpsc::channel();
+        let thread = thread::Builder::new().name("stream".to_owned()).spawn(move || {
+            if let Err(error) = setpriority_process(Some(rustix::thread::gettid()), NICENESS) {
+                warn!(error:%; "memory is streamed at usual priority");
+            }
+            let _ = ready.send(());
+            match given.recv() {
+                Ok((work, first)) => work.stream(&first),
+                // There was nothing to do.
+                Err(_) => Ok(()),
+            }
+        });
+        let thread = thread.map_err(|_| PagerError::Thread)?;
+        is_ready.recv().map_err(|_| PagerError::Thread)?;
+        Ok(Self { work, thread })
+    }
+
+    fn give(
+        self,
+        work: Arc<Work>,
+        first: Vec<u64>,
+    ) -> Result<JoinHandle<Result<(), PagerError>>, PagerError> {
+        self.work.send((work, first)).map_err(|_| PagerError::Thread)?;
+        Ok(self.thread)
+    }
+}
+
+/// What both threads work on.
+struct Work {
+    fill: Fill<'static>,
+    /// Of each frame.
+    states: Vec<AtomicU8>,
+    memory: Memory,
+    copy: fs::File,
+    /// One of the threads is done, well or badly.
+    ended: AtomicBool,
+}
+
+impl Work {
+    /// Answers faults until everything is there. How many there were, and where.
+    fn answer(&self) -> Result<(u64, Vec<u64>), PagerError> {
+        let mut reader = FrameReader::new()?;
+        let (mut count, mut missed) = (0, Vec::new());
+        while !self.ended.load(Ordering::SeqCst) {
+            for at in self.memory.wait(PATIENCE)? {
+                count += 1;
+                let Some(frame) = self.fill.frame_at(at) else {
+                    self.memory.put(at - at % PAGE_BYTES, &ZERO)?;
+                    continue;
+                };
+                missed.push(at);
+                // Claimed or not: who waits does not wait for a thread of low priority.
+                if self.state(frame).load(Ordering::SeqCst) != THERE {
+                    self.bring(&mut reader, frame)?;
+                }
+            }
+        }
+        Ok((count, missed))
+    }
+
+    /// Brings every frame that is not there.
+    fn stream(&self, first: &[u64]) -> Result<(), PagerError> {
+        let streamed = self.try_to_stream(first);
+        self.ended.store(true, Ordering::SeqCst);
+        streamed
+    }
+
+    fn try_to_stream(&self, first: &[u64]) -> Result<(), PagerError> {
+        let mut reader = FrameReader::new()?;
+        let wanted = first.iter().filter_map(|at| self.fill.frame_at(*at));
+        for frame in wanted.chain(self.fill.frames()) {
+            // The other thread gave up.
+            if self.ended.load(Ordering::SeqCst) {
+                break;
+            }
+            let state = self.state(frame);
+            if state
+                .compare_exchange(UNTOUCHED, CLAIMED, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
+            {
+                self.bring(&mut reader, frame)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn state(&self, frame: Frame) -> &AtomicU8 {
+        &self.states[self.fill.place(frame)]
+    }
+
+    fn bring(&self, reader: &mut FrameReader, frame: Frame) -> Result<(), PagerError> {
+        let unpacked = self.fill.unpack(reader, frame)?;
+        for (at, text) in unpacked.runs() {
+            if self.memory.put(at, text)? == Guest::Gone {
+                return Err(PagerError::GuestGone);
+            }
+        }
+        // Nobody waits for this.
+        for (at, text) in unpacked.runs() {
+            self.copy.file().write_all_at(text, at).map_err(PagerError::Copy)?;
+        }
+        self.state(frame).store(THERE, Ordering::SeqCst);
+        Ok(())
+    }
+}
