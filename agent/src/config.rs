@@ -58,6 +58,8 @@ pub struct Paths {
     /// The tiny parent of each VMM.
     pub shim: PathBuf,
     pub convert: PathBuf,
+    /// Fills guest memory of cold resumes.
+    pub pager: PathBuf,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
 }
@@ -184,6 +186,7 @@ impl Default for Paths {
             vmm: "/usr/lib/holdfast/holdfast-vmm".into(),
             shim: "/usr/lib/holdfast/holdfast-shim".into(),
             convert: "/usr/lib/holdfast/holdfast-convert".into(),
+            pager: "/usr/lib/holdfast/holdfast-pager".into(),
             kernel: "/usr/lib/holdfast/guest/vmlinux".into(),
             initramfs: "/usr/lib/holdfast/guest/initramfs.cpio".into(),
         }

@@ -53,7 +53,7 @@ pub(super) async fn begin(
     let set_up = matches!(origin, Origin::Saved);
     let booted = match origin {
         Origin::Kernel(making) => boot(machine, record, making, node, phases).await?,
-        Origin::Template | Origin::Saved => restore(machine, record, phases).await?,
+        Origin::Template | Origin::Saved => restore(machine, record, node, phases).await?,
     };
     fault::at(Point::CreateBooted);
     let starting = Instant::now();
@@ -156,9 +156,10 @@ fn not_set_up(error: ExecError) -> LaunchError {
 pub(super) async fn go_on(
     machine: &Machine,
     record: &SandboxRecord,
+    node: &Arc<Node>,
     phases: &mut BootPhases,
 ) -> Result<Booted, BootError> {
-    let booted = restore(machine, record, phases).await?;
+    let booted = restore(machine, record, node, phases).await?;
     machine.limit_cpu(record.spec.resources.cpu)?;
     Ok(booted)
 }
@@ -167,11 +168,13 @@ pub(super) async fn go_on(
 async fn restore(
     machine: &Machine,
     record: &SandboxRecord,
+    node: &Arc<Node>,
     phases: &mut BootPhases,
 ) -> Result<Booted, BootError> {
     let began = Instant::now();
     let (control, events, _) =
         until_end(machine, control::connect(&machine.control_path())).await??;
+    machine.fill(node)?;
     phases.spawn_us = us_since(began);
 
     let restoring = Instant::now();

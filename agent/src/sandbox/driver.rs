@@ -72,6 +72,7 @@ pub(super) struct Node {
     /// Folder of the run folders.
     pub(super) run: PathBuf,
     pub(super) vmm: PathBuf,
+    pub(super) pager: PathBuf,
     pub(super) jailer: Jailer,
     pub(super) slots: Slots,
     pub(super) kernel: PathBuf,
@@ -288,7 +289,7 @@ impl Driver {
 
     /// From the machine of an earlier agent to its end.
     async fn take_over(&mut self, mut machine: Machine) -> Parted {
-        let parted = match machine.connect().await {
+        let parted = match machine.connect(&self.node, &self.record).await {
             Ok(booted) => self.serve(&mut machine, booted, BootPhases::default()).await,
             Err(error) => {
                 // A VMM that is just ending does not answer either.

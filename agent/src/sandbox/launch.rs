@@ -5,6 +5,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::ExitStatus,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Instant,
 };
 
@@ -29,8 +30,14 @@ use tokio::{
 };
 
 use super::{
-    LaunchError, control, control::Control, driver::Node, guest::GuestLink, limits,
-    snapshots::TakenUp, uid::UidLease,
+    LaunchError,
+    control::{self, Control},
+    driver::Node,
+    filling::{self, Filling, ToFill},
+    guest::GuestLink,
+    limits,
+    snapshots::{Memory, TakenUp},
+    uid::UidLease,
 };
 use crate::{
     config::Smt,
@@ -95,9 +102,12 @@ impl BootPhases {
 /// A VMM and everything it was lent, in the order of return. Dropping it blocks.
 pub(super) struct Machine {
     process: VmmProcess,
+    /// What its memory is to be filled with, until that has begun.
+    to_fill: Mutex<Option<ToFill>>,
+    filling: OnceLock<Filling>,
     cgroup: Cgroup,
     run: RunFolder,
-    _uid: UidLease,
+    uid: UidLease,
     _reservation: Reservation,
 }
 
@@ -148,12 +158,21 @@ impl Machine {
 
         let mut handover = Handover::default();
         let mut state_fd = None;
-        let memory_private = saved.is_some();
-        let memory = match saved {
-            Some(TakenUp { memory, state, .. }) => {
-                let state = sealed_bytes(&state).map_err(LaunchError::State)?;
-                state_fd = Some(handover.give(state)?);
-                memory.into_parts().0.into()
+        if let Some(saved) = &saved {
+            let state = sealed_bytes(&saved.state).map_err(LaunchError::State)?;
+            state_fd = Some(handover.give(state)?);
+        }
+        let identity = Identity { uid: uid.uid(), gid: uid.uid() };
+        let (mut memory_private, mut userfault_fd, mut to_fill) = (false, None, None);
+        let memory = match saved.map(|saved| saved.memory) {
+            Some(Memory::Image(image)) => {
+                memory_private = true;
+                image.into_parts().0.into()
+            }
+            Some(Memory::Missing(cold)) => {
+                userfault_fd = Some(handover.give(open_device("/dev/userfaultfd")?)?);
+                to_fill = Some(ToFill { cold: *cold, identity });
+                guest_memory(resources.memory)?
             }
             None => guest_memory(resources.memory)?,
         };
@@ -164,6 +183,7 @@ impl Machine {
             memory_mib: resources.memory.0,
             memory_fd: handover.give(memory)?,
             memory_private,
+            userfault_fd,
             kvm_fd: handover.give(open_device("/dev/kvm")?)?,
             kernel_fd: handover.give(open("the guest's kernel", &node.kernel)?)?,
             initramfs_fd: handover.give(open("the guest's initramfs", &node.initramfs)?)?,
@@ -205,7 +225,7 @@ impl Machine {
             arguments: &[record.id.as_str()],
             run: &run,
             cgroup: &cgroup,
-            identity: Identity { uid: uid.uid(), gid: uid.uid() },
+            identity,
             limits: ProcessLimits {
                 descriptors: limits::VMM_FDS_MAX,
                 threads: limits::VMM_PIDS_MAX,
@@ -220,7 +240,50 @@ impl Machine {
             keep_cores_apart(process.pid())?;
         }
         fault::at(Point::CreateSpawned);
-        Ok(Self { process, cgroup, run, _uid: uid, _reservation: reservation })
+        Ok(Self {
+            process,
+            to_fill: Mutex::new(to_fill),
+            filling: OnceLock::new(),
+            cgroup,
+            run,
+            uid,
+            _reservation: reservation,
+        })
+    }
+
+    /// Begins to fill its memory, if that is to be: its VMM has answered, so that it has all it
+    /// makes at its start.
+    pub(super) fn fill(&self, node: &Arc<Node>) -> Result<(), LaunchError> {
+        let waiting = self.to_fill.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(ToFill { cold, identity }) = waiting else { return Ok(()) };
+        let filling = Filling::start(node, self.vmm_pid(), identity, cold);
+        let filling = filling.map_err(|source| LaunchError::Open { what: "a thread", source })?;
+        // It is begun once.
+        let _ = self.filling.set(filling);
+        Ok(())
+    }
+
+    /// Waits until all of its memory is there. The error: it never will be, and the VMM has ended.
+    pub(super) async fn filled(&self) -> Result<(), String> {
+        match self.filling.get() {
+            Some(filling) => filling.done().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Goes on filling what an earlier agent had begun to fill. Blocks.
+    fn fill_on(&self, node: &Arc<Node>, record: &SandboxRecord) -> Result<(), LaunchError> {
+        let wanting = filling::is_wanting(self.vmm_pid());
+        let wanting =
+            wanting.map_err(|source| LaunchError::Open { what: "the VMM's memory", source })?;
+        let Some(saved) = record.saved.as_ref().filter(|_| wanting) else { return Ok(()) };
+        let cold = node.snapshots.cold(&record.group, &saved.snapshot);
+        if let Some((cold, _)) = cold.map_err(LaunchError::Snapshot)? {
+            let identity = Identity { uid: self.uid.uid(), gid: self.uid.uid() };
+            let to_fill = ToFill { cold, identity };
+            *self.to_fill.lock().unwrap_or_else(PoisonError::into_inner) = Some(to_fill);
+        }
+        self.fill(node)
     }
 
     /// Takes over what an earlier agent had lent to a sandbox, if its VMM runs still. Blocks.
@@ -236,9 +299,11 @@ impl Machine {
             Adopted::Running(process) => Ok(match lent() {
                 Some(Lent { uid, reservation }) => Found::Running(Box::new(Self {
                     process,
+                    to_fill: Mutex::new(None),
+                    filling: OnceLock::new(),
                     cgroup,
                     run,
-                    _uid: uid,
+                    uid,
                     _reservation: reservation,
                 })),
                 None => Found::Nothing,
@@ -253,15 +318,20 @@ impl Machine {
 
     /// Leaves all of it as it is, for the next agent.
     pub(super) fn detach(self) {
-        let Self { process, cgroup, run, _uid, _reservation } = self;
+        let Self { process, to_fill: _, filling: _, cgroup, run, uid: _, _reservation } = self;
         process.detach();
         cgroup.detach();
         run.detach();
     }
 
     /// Connects to a VMM that was booted long ago. Its guest has reported already.
-    pub(super) async fn connect(&self) -> Result<Booted, LaunchError> {
+    pub(super) async fn connect(
+        &self,
+        node: &Arc<Node>,
+        record: &SandboxRecord,
+    ) -> Result<Booted, LaunchError> {
         let (control, events, phase) = control::connect(&self.control_path()).await?;
+        tokio::task::block_in_place(|| self.fill_on(node, record))?;
         match phase {
             Phase::Ready => {}
             Phase::Paused => control
@@ -312,6 +382,9 @@ impl Machine {
         }
         let out_of_memory = self.cgroup.ran_out_of_memory();
         let status = self.process.ended();
+        if let Some(reason) = self.filling.get().and_then(Filling::failure) {
+            return (End::VmmError, format!("its memory could not be filled: {reason}"));
+        }
         let end = end_of(last_word.as_ref(), status, out_of_memory);
         (end, describe_end(last_word, status, out_of_memory))
     }
@@ -384,9 +457,9 @@ fn image_disk(image: &Located, handover: &mut Handover) -> Result<Disk, LaunchEr
     Ok(Disk { name: "image".to_owned(), read_only: true, segments, limits })
 }
 
-fn open_device(path: &str) -> Result<fs::File, LaunchError> {
+fn open_device(path: &'static str) -> Result<fs::File, LaunchError> {
     let device = fs::OpenOptions::new().read(true).write(true).open(path);
-    device.map_err(|error| open_error("/dev/kvm", error))
+    device.map_err(|error| open_error(path, error))
 }
 
 fn open(what: &'static str, path: &Path) -> Result<fs::File, LaunchError> {

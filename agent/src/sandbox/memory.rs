@@ -47,13 +47,24 @@ enum Backing {
     Private { mappings: Vec<Mapping>, memory: fs::File, inode: u64, changed: Pages },
 }
 
+/// Where guest memory of so many bytes is in the VMM with this process id: addresses, and where in
+/// the memory they begin.
+pub(super) fn regions(pid: u32, bytes: u64) -> io::Result<Vec<(Range<u64>, u64)>> {
+    let mappings = mappings_of(pid, bytes)?;
+    Ok(mappings.into_iter().map(|mapping| (mapping.addresses, mapping.offset)).collect())
+}
+
+fn mappings_of(pid: u32, bytes: u64) -> io::Result<Vec<Mapping>> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    guest_mappings(&maps, bytes).ok_or_else(|| {
+        io::Error::other(format!("process {pid} maps no file as {bytes} bytes of memory"))
+    })
+}
+
 impl GuestMemory {
     /// Of the VMM with this process id, whose guest has so many bytes. It must not run meanwhile.
     pub(super) fn of(pid: u32, bytes: u64) -> io::Result<Self> {
-        let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
-        let mappings = guest_mappings(&maps, bytes).ok_or_else(|| {
-            io::Error::other(format!("process {pid} maps no file as {bytes} bytes of memory"))
-        })?;
+        let mappings = mappings_of(pid, bytes)?;
         let Some(first) = mappings.first() else { return Err(io::ErrorKind::NotFound.into()) };
         let memory = if first.private {
             Backing::Private {
@@ -73,7 +84,7 @@ impl GuestMemory {
 
     /// Writes all of it to the empty file `to`, with holes where it is zero. `image`: what the guest
     /// was resumed from; then `to` begins as a copy of that, only what changed is written, and the
-    /// pages that were are given.
+    /// pages that did are given.
     pub(super) fn copy(
         &self,
         to: &fs::File,
@@ -91,6 +102,14 @@ impl GuestMemory {
                 to.set_len(self.bytes)?;
                 self.write(&std::iter::once(0..self.bytes / PAGE).collect(), to, Zeros::Left)?;
                 Ok(None)
+            }
+            // It was filled from the image, or from what that was made of.
+            (Backing::Own(file), Some(image)) if image.metadata()?.len() == self.bytes => {
+                let changed =
+                    differing(file.as_ref(), &FileSource::new(image.file().try_clone()?)?)?;
+                clone(image, to)?;
+                self.write(&changed, to, Zeros::Written)?;
+                Ok(Some(changed))
             }
             (Backing::Own(file), _) => {
                 to.set_len(self.bytes)?;
@@ -135,6 +154,28 @@ impl GuestMemory {
             }
         }
     }
+}
+
+/// The pages in which the two differ.
+fn differing(one: &dyn Source, other: &dyn Source) -> io::Result<Pages> {
+    let used: Pages =
+        [one.used()?, other.used()?].iter().flat_map(|used| used.runs().iter().cloned()).collect();
+    let (mut mine, mut theirs) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
+    let mut runs = Vec::new();
+    for run in used.runs() {
+        let mut page = run.start;
+        while page < run.end {
+            let count = (run.end - page).min((CHUNK_BYTES / PAGE_BYTES) as u64);
+            let bytes = usize::try_from(count * PAGE).unwrap_or(CHUNK_BYTES);
+            one.read_at(page * PAGE, &mut mine[..bytes])?;
+            other.read_at(page * PAGE, &mut theirs[..bytes])?;
+            let pages = mine[..bytes].chunks(PAGE_BYTES).zip(theirs[..bytes].chunks(PAGE_BYTES));
+            let differ = (page..).zip(pages).filter(|(_, (mine, theirs))| mine != theirs);
+            runs.extend(differ.map(|(page, _)| page..page + 1));
+            page += count;
+        }
+    }
+    Ok(runs.into_iter().collect())
 }
 
 /// What is done with pages of zeros.
@@ -302,7 +343,15 @@ mod tests {
             whole[4 << 20..][..3].copy_from_slice(b"far");
             whole
         };
-        for (how, with_image) in [("private", true), ("private", false), ("shared", false)] {
+        let other = folder.path().join("other");
+        for (how, with_image) in
+            [("private", true), ("private", false), ("shared", false), ("shared", true)]
+        {
+            // What is mapped shared is written to: then it is compared with what it was.
+            let shared = how == "shared";
+            if shared && !other.exists() {
+                fs::copy(&path, &other).unwrap();
+            }
             let mut child = mapper(&path, how);
             let memory = GuestMemory::of(child.id(), bytes).unwrap();
             let to = fs::OpenOptions::new()
@@ -311,7 +360,8 @@ mod tests {
                 .create_new(true)
                 .open(folder.path().join(format!("copy-{how}-{with_image}")))
                 .unwrap();
-            let opened = fs::File::open(&path).unwrap();
+            let image = if shared { &other } else { &path };
+            let opened = fs::File::open(image).unwrap();
             let pages = memory.copy(&to, with_image.then_some(&opened)).unwrap();
             let mut copy = vec![0; usize::try_from(bytes).unwrap()];
             to.file().read_exact_at(&mut copy, 0).unwrap();

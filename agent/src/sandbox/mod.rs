@@ -7,6 +7,7 @@ mod control;
 mod disk;
 mod driver;
 mod error;
+mod filling;
 mod guest;
 #[cfg(test)]
 mod guest_tests;

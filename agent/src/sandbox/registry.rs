@@ -162,6 +162,7 @@ impl Registry {
             cgroups,
             run: paths.run.join("sandboxes"),
             vmm: paths.vmm.clone(),
+            pager: paths.pager.clone(),
             jailer: Jailer::new(&paths.shim),
             slots: Slots::start(SANDBOX_RULESET),
             kernel: paths.kernel.clone(),

@@ -17,7 +17,7 @@ use super::{
     launch::{self, Lent, Machine, ms_since, us_since},
     memory::GuestMemory,
     now_ms,
-    snapshots::{Copied, Pin, TakenUp},
+    snapshots::{Copied, Pin},
     status::Live,
 };
 use crate::{
@@ -100,6 +100,8 @@ impl Driver {
     async fn copy(&self, machine: &Machine, live: &Live) -> Result<Still, SuspendError> {
         let snapshot = SnapshotId::from_random(random_id().map_err(SuspendError::Random)?);
         let refused = |reason| SuspendError::Refused { reason };
+        // What is missing of its memory is in no copy of it.
+        machine.filled().await.map_err(refused)?;
         live.control.demand(ToVmm::Pause).await?.map_err(refused)?;
         let state = match live.control.ask(ToVmm::Save).await? {
             Reply::Saved { state } => state,
@@ -191,7 +193,7 @@ impl Driver {
         let prepared = {
             let (node, record) = (Arc::clone(&self.node), self.record.clone());
             off_thread(move || {
-                let taken: TakenUp = node.snapshots.take_up(&record.group, &saved.snapshot)?;
+                let taken = node.snapshots.take_up_lazily(&record.group, &saved.snapshot)?;
                 Ok::<_, SuspendError>(Machine::prepare(&node, &record, &image, lent, Some(taken))?)
             })
             .await
@@ -215,7 +217,7 @@ impl Driver {
 
     async fn restore(&mut self, machine: &mut Machine, phases: &mut launch::BootPhases) -> Booting {
         let restored = tokio::select! {
-            restored = boot::go_on(machine, &self.record, phases) => restored,
+            restored = boot::go_on(machine, &self.record, &self.node, phases) => restored,
             ask = ending(&mut self.inbox) => return Booting::Asked(ask),
         };
         match restored {

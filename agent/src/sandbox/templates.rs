@@ -20,7 +20,7 @@ use log::warn;
 use super::{
     disk::{self, DiskError, clone},
     memory::GuestMemory,
-    snapshots::TakenUp,
+    snapshots::{Memory, TakenUp},
 };
 
 const MEMORY_FILE: &str = "memory";
@@ -195,6 +195,7 @@ impl Templates {
 impl Template {
     fn take_up(&self) -> io::Result<TakenUp> {
         let memory = fs::File::open(self.folder.join(MEMORY_FILE))?;
+        let memory = Memory::Image(memory);
         Ok(TakenUp { memory, state: self.state.clone(), disk: self.folder.join(DISK_FILE) })
     }
 }

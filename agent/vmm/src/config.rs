@@ -27,6 +27,8 @@ pub(crate) enum ConfigError {
     Vcpus { found: u8 },
     #[error("{found} MiB of memory asked for; {MEMORY_MIB_MIN} to {MEMORY_MIB_MAX} are possible")]
     Memory { found: u32 },
+    #[error("memory that is filled while the guest goes on cannot be a private copy of a file")]
+    FilledAndPrivate,
     #[error("command line has {bytes} bytes; {COMMAND_LINE_BYTES_MAX} are possible")]
     CommandLineTooLong { bytes: usize },
     #[error("command line holds a NUL")]
@@ -68,6 +70,9 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     }
     if !(MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(&config.memory_mib) {
         return Err(ConfigError::Memory { found: config.memory_mib });
+    }
+    if config.userfault_fd.is_some() && config.memory_private {
+        return Err(ConfigError::FilledAndPrivate);
     }
     if line.len() > COMMAND_LINE_BYTES_MAX {
         return Err(ConfigError::CommandLineTooLong { bytes: line.len() });
@@ -121,6 +126,7 @@ mod tests {
             memory_mib: 64,
             memory_fd: 4,
             memory_private: false,
+            userfault_fd: None,
             kvm_fd: 5,
             kernel_fd: 6,
             initramfs_fd: 7,
@@ -159,6 +165,10 @@ mod tests {
         assert!(refusal(|config| config.vcpus = 0).contains("0 vCPUs"));
         assert!(refusal(|config| config.vcpus = 33).contains("33 vCPUs"));
         assert!(refusal(|config| config.memory_mib = 63).contains("63 MiB"));
+        let both = |config: &mut Config| {
+            (config.memory_private, config.userfault_fd) = (true, Some(12));
+        };
+        assert!(refusal(both).contains("private copy"));
         assert!(refusal(|config| config.command_line = "a".repeat(2048)).contains("2048 bytes"));
         assert!(refusal(|config| config.command_line = "a\0b".to_owned()).contains("NUL"));
     }

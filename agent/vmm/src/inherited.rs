@@ -70,7 +70,9 @@ impl InheritedFds {
         let segments = segments.map(|part| ("a disk", part.fd));
         let taps = config.networks.iter().map(|network| ("a network", network.tap_fd));
         let state = config.state_fd.map(|fd| ("the saved state", fd));
-        for (what, fd) in named.into_iter().chain(segments).chain(taps).chain(state) {
+        let faults = config.userfault_fd.map(|fd| ("userfaultfd", fd));
+        let rest = taps.chain(state).chain(faults);
+        for (what, fd) in named.into_iter().chain(segments).chain(rest) {
             fds.claim_one(what, fd)?;
         }
         Ok(fds)

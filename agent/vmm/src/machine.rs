@@ -27,6 +27,7 @@ use crate::{
         Memory, Vm, VmError,
         gate::Gate,
         memory::{self, MemoryError},
+        userfault,
         vcpu::{self, RunningVcpu, Surroundings},
         wiring::{KvmWiring, WiringError},
     },
@@ -42,6 +43,8 @@ pub(crate) enum MachineError {
     Fd(#[from] FdError),
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    #[error("guest memory cannot be watched for what is missing (userfaultfd)")]
+    Faults(#[source] io::Error),
     #[error(transparent)]
     Vm(#[from] VmError),
     #[error(transparent)]
@@ -90,6 +93,9 @@ impl MachineError {
         match self {
             Self::Fd(_) => "the agent passed wrong fds; see its log",
             Self::Memory(_) => "make the memory file as long as the configuration says",
+            Self::Faults(_) => {
+                "this host's kernel needs CONFIG_USERFAULTFD and shared memory in it"
+            }
             Self::Vm(VmError::Template(_)) => "use the host's own CPU, or another host",
             Self::Vm(VmError::Unlike(_) | VmError::Counter { .. } | VmError::Msr { .. }) => {
                 "restore it on a host of the kind it was saved on"
@@ -126,6 +132,8 @@ pub(crate) struct Machine {
     sources: Option<Sources>,
     /// What to restore from; gone once it was.
     state: Option<OwnedFd>,
+    /// Tells what is missing of the memory. Its last close would turn that into zeros.
+    _faults: Option<OwnedFd>,
     vcpus: Vec<RunningVcpu>,
     /// PID 1 has reported.
     ready: bool,
@@ -142,6 +150,10 @@ impl Machine {
         vcpu::install_kick().map_err(MachineError::Kick)?;
         let memory_bytes = u64::from(config.memory_mib) << 20;
         let memory = memory::map(fds.take(config.memory_fd)?, memory_bytes, config.memory_private)?;
+        let faults = config
+            .userfault_fd
+            .map(|fd| userfault::watch(&fds.take(fd)?, &memory).map_err(MachineError::Faults));
+        let faults = faults.transpose()?;
         let vm = Vm::new(fds.take(config.kvm_fd)?, &memory, config.cpu)?;
         let mut wiring = KvmWiring::new(&vm.fd);
         let generation = Generation::new(wiring.fixed_line(GENERATION_GSI)?);
@@ -167,6 +179,7 @@ impl Machine {
             around: Arc::new(around),
             sources: Some(sources),
             state,
+            _faults: faults,
             vcpus: Vec::new(),
             ready: false,
             paused: false,

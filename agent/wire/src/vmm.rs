@@ -30,6 +30,11 @@ pub struct Config {
     /// True: the guest's writes stay with this process and never reach the memory file, which may
     /// be shared with others and open for reading only. False: the file is this guest's own memory.
     pub memory_private: bool,
+    /// `/dev/userfaultfd`: the memory file is empty, and another process fills it while the guest
+    /// goes on. It takes the userfaultfd that this process makes out of this process; as long as
+    /// this one lives the fd is open here, so that no page that is missing becomes one of zeros.
+    /// Not with [`Self::memory_private`].
+    pub userfault_fd: Option<i32>,
     pub kvm_fd: i32,
     /// Uncompressed ELF kernel with a PVH note.
     pub kernel_fd: i32,

@@ -14,11 +14,13 @@ use std::{
 use fs_err as fs;
 use holdfast_model::{GroupKey, SnapshotId};
 use holdfast_snapshot::{
-    Collected, Draft, FileSource, Folder, Key, Pages, PieceStore, Snapshot, SnapshotError, collect,
+    Collected, Draft, FileSource, Folder, Key, PAGE_BYTES, Pages, PieceStore, Snapshot,
+    SnapshotError, collect,
 };
 use holdfast_store::{Store, StoreError};
 use log::{info, warn};
 
+mod cold;
 mod hot;
 mod inspect;
 mod remote;
@@ -39,6 +41,7 @@ const MEMORY: &str = "memory";
 const DISK_FILE: &str = "disk.ext4";
 const KEY_BYTES: usize = 32;
 
+pub(super) use cold::{Cold, Memory};
 pub use inspect::Anatomy;
 pub(super) use remote::Remote;
 pub use remote::Upload;
@@ -122,6 +125,8 @@ pub(super) struct Copied {
     folder: PathBuf,
     memory: fs::File,
     parent: Option<(SnapshotId, Pages)>,
+    /// Pages that a guest that goes on from there touches first.
+    first: Vec<u64>,
     committed: bool,
 }
 
@@ -142,8 +147,7 @@ impl Drop for Copied {
 /// What a resume begins with.
 #[derive(Debug)]
 pub(super) struct TakenUp {
-    /// Shared with others: for reading only.
-    pub(super) memory: fs::File,
+    pub(super) memory: Memory,
     pub(super) state: Vec<u8>,
     /// To be copied before it is written.
     pub(super) disk: PathBuf,
@@ -191,8 +195,18 @@ impl Snapshots {
         fs::create_dir_all(&folder).map_err(failed("make", &folder))?;
         let path = self.memory_path(&id);
         // From here on its drop cleans up.
-        let mut copied =
-            Copied { memory: disk::new(&path)?, id, folder, parent: None, committed: false };
+        let first = parent.map(|parent| self.first(parent)).unwrap_or_default();
+        let mut copied = Copied {
+            memory: disk::new(&path)?,
+            id,
+            folder,
+            parent: None,
+            first: first.iter().map(|at| at / PAGE_BYTES as u64).collect(),
+            committed: false,
+        };
+        if !first.is_empty() {
+            self.keep_first(&copied.id, &first);
+        }
         let below = parent.and_then(|parent| fs::File::open(self.memory_path(parent)).ok());
         let changed = memory.copy(&copied.memory, below.as_ref());
         let changed = changed.map_err(failed("copy guest memory to", &path))?;
@@ -231,10 +245,10 @@ impl Snapshots {
         let draft = |parent| Draft::new(&self.pieces, &key, copied.id.as_str(), parent);
         let mut saved = draft(parent.as_ref())?;
         let changed = copied.parent.as_ref().map(|(_, changed)| changed);
-        match saved.image(MEMORY, &source, changed, &[]) {
+        match saved.image(MEMORY, &source, changed, &copied.first) {
             Err(SnapshotError::TooDeep { .. }) => {
                 saved = draft(None)?;
-                saved.image(MEMORY, &source, None, &[])?;
+                saved.image(MEMORY, &source, None, &copied.first)?;
             }
             written => drop(written?),
         }
@@ -248,8 +262,7 @@ impl Snapshots {
     pub(super) fn take_up(&self, group: &GroupKey, id: &SnapshotId) -> Result<TakenUp, SaveError> {
         let key = self.known_group_key(group)?;
         let snapshot = Snapshot::open(&self.pieces, &key, id.as_str())?;
-        let state = snapshot.state(&self.pieces, &key)?;
-        let state = state.ok_or_else(|| SaveError::NoState { id: id.clone() })?;
+        let state = self.state_of(&snapshot, &key, id)?;
         let path = self.memory_path(id);
         let memory = match fs::File::open(&path) {
             Ok(memory) => {
@@ -269,7 +282,18 @@ impl Snapshots {
             }
             Err(error) => return Err(failed("open", &path)(error)),
         };
+        let memory = Memory::Image(memory);
         Ok(TakenUp { memory, state, disk: self.folder(id).join(DISK_FILE) })
+    }
+
+    fn state_of(
+        &self,
+        snapshot: &Snapshot,
+        key: &Key,
+        id: &SnapshotId,
+    ) -> Result<Vec<u8>, SaveError> {
+        let state = snapshot.state(&self.pieces, key)?;
+        state.ok_or_else(|| SaveError::NoState { id: id.clone() })
     }
 
     /// Keeps a snapshot that nothing durable names yet, or soon not any more.
@@ -345,7 +369,8 @@ impl Snapshots {
             }
             for file in fs::read_dir(entry.path()).map_err(&cannot)? {
                 let file = file.map_err(&cannot)?;
-                if file.file_name() != *own && file.file_name() != DISK_FILE {
+                let kept = [own.as_str(), DISK_FILE, cold::FIRST_FILE];
+                if !kept.iter().any(|kept| file.file_name() == **kept) {
                     fs::remove_file(file.path()).map_err(&cannot)?;
                 }
             }

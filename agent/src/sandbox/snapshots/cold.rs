@@ -1,0 +1,153 @@
+//! A snapshot whose memory file is gone: what a pager needs to fill a guest's memory from the
+//! pieces, and the memory file that it leaves behind.
+
+use std::{io, path::PathBuf};
+
+use fs_err as fs;
+use holdfast_model::{GroupKey, SnapshotId};
+use holdfast_snapshot::{Key, Kind, Name, Snapshot};
+use holdfast_wire::pager::{FIRST_MAX, PIECES_MAX};
+use log::warn;
+
+use super::{MEMORY, SaveError, Snapshots, TakenUp, disk, failed};
+use crate::random::random_id;
+
+/// What a guest touched first, as numbers of 8 bytes: a hint, believed by nobody.
+pub(super) const FIRST_FILE: &str = "first";
+
+/// The memory of a snapshot, in pieces.
+pub(in crate::sandbox) struct Cold {
+    pub(in crate::sandbox) id: SnapshotId,
+    pub(in crate::sandbox) bytes: u64,
+    /// The topmost first.
+    pub(in crate::sandbox) layers: Vec<Name>,
+    pub(in crate::sandbox) pieces: Vec<(Kind, Name, fs::File)>,
+    pub(in crate::sandbox) key: Key,
+    /// Bytes of the memory that were touched first the last time, in that order.
+    pub(in crate::sandbox) first: Vec<u64>,
+}
+
+impl std::fmt::Debug for Cold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Cold({}, {} pieces)", self.id, self.pieces.len())
+    }
+}
+
+/// Guest memory of a resume.
+#[derive(Debug)]
+pub(in crate::sandbox) enum Memory {
+    /// Shared with others: for reading only.
+    Image(fs::File),
+    /// To be filled while the guest goes on.
+    Missing(Box<Cold>),
+}
+
+/// A memory file that is being made. Removed on drop, unless it was taken into use.
+#[derive(Debug)]
+pub(in crate::sandbox) struct MemoryDraft {
+    pub(in crate::sandbox) file: fs::File,
+    path: PathBuf,
+}
+
+impl Drop for MemoryDraft {
+    fn drop(&mut self) {
+        // Of one that was taken into use there is nothing by this name.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Snapshots {
+    /// Like [`Self::take_up`], for one guest alone: it does not wait until a memory file is made.
+    pub(in crate::sandbox) fn take_up_lazily(
+        &self,
+        group: &GroupKey,
+        id: &SnapshotId,
+    ) -> Result<TakenUp, SaveError> {
+        if self.memory_path(id).exists() {
+            return self.take_up(group, id);
+        }
+        match self.cold(group, id)? {
+            Some((cold, state)) => {
+                let disk = self.folder(id).join(super::DISK_FILE);
+                Ok(TakenUp { memory: Memory::Missing(Box::new(cold)), state, disk })
+            }
+            None => self.take_up(group, id),
+        }
+    }
+
+    /// `None`: it has more pieces than a pager takes.
+    pub(in crate::sandbox) fn cold(
+        &self,
+        group: &GroupKey,
+        id: &SnapshotId,
+    ) -> Result<Option<(Cold, Vec<u8>)>, SaveError> {
+        let key = self.known_group_key(group)?;
+        let snapshot = Snapshot::open(&self.pieces, &key, id.as_str())?;
+        let state = self.state_of(&snapshot, &key, id)?;
+        let missing = || SaveError::NoState { id: id.clone() };
+        let image = snapshot.manifest.images.get(MEMORY).ok_or_else(missing)?;
+        let mut names = Vec::new();
+        for layer in &image.layers {
+            names.push((Kind::Layer, layer.name));
+            names.extend(layer.segments.iter().map(|name| (Kind::Segment, *name)));
+        }
+        names.sort_unstable();
+        names.dedup();
+        if names.len() > PIECES_MAX {
+            return Ok(None);
+        }
+        let open = |(kind, name)| Ok((kind, name, self.pieces.open_piece(kind, &name)?));
+        let cold = Cold {
+            id: id.clone(),
+            bytes: image.bytes,
+            layers: image.layers.iter().map(|layer| layer.name).collect(),
+            pieces: names.into_iter().map(open).collect::<Result<_, SaveError>>()?,
+            key,
+            first: self.first(id),
+        };
+        Ok(Some((cold, state)))
+    }
+
+    /// Bytes of the memory that a guest touches first.
+    pub(super) fn first(&self, id: &SnapshotId) -> Vec<u64> {
+        let bytes = fs::read(self.folder(id).join(FIRST_FILE)).unwrap_or_default();
+        let (numbers, _) = bytes.as_chunks::<8>();
+        numbers.iter().take(FIRST_MAX).map(|number| u64::from_le_bytes(*number)).collect()
+    }
+
+    /// Without it the next resume from there waits for more pages.
+    pub(super) fn keep_first(&self, id: &SnapshotId, first: &[u64]) {
+        let bytes: Vec<u8> = first.iter().flat_map(|at| at.to_le_bytes()).collect();
+        let path = self.folder(id).join(FIRST_FILE);
+        if let Err(error) = fs::write(&path, bytes) {
+            warn!(error:%; "what a guest touches first is not kept");
+        }
+    }
+
+    /// An empty memory file for the snapshot, not in use yet.
+    pub(in crate::sandbox) fn memory_draft(
+        &self,
+        id: &SnapshotId,
+    ) -> Result<MemoryDraft, SaveError> {
+        // Of its own: several guests may be resumed from one snapshot.
+        let number = SnapshotId::from_random(random_id().map_err(|error| {
+            failed("name a draft in", &self.folder(id))(io::Error::other(error.to_string()))
+        })?);
+        let path = self.memory_path(id).with_extension(number.as_str());
+        Ok(MemoryDraft { file: disk::new(&path)?, path })
+    }
+
+    /// Takes a memory file into use that holds all of the memory now.
+    pub(in crate::sandbox) fn warmed(
+        &self,
+        id: &SnapshotId,
+        draft: MemoryDraft,
+        first: &[u64],
+    ) -> Result<(), SaveError> {
+        let path = self.memory_path(id);
+        fs::rename(&draft.path, &path).map_err(failed("rename", &draft.path))?;
+        self.keep_first(id, first);
+        self.keep_to_budget(id);
+        Ok(())
+    }
+}
