@@ -6,5 +6,5 @@
 pub const HOST_RULESET: &str = include_str!("../host.nft");
 
 /// What nftables enforces in the network namespace of every sandbox, whose one link is the tap
-/// `tap0`: nothing passes. In the language of nft(8).
+/// `tap0`: what may come to the sandbox's two sockets, and nothing else. In the language of nft(8).
 pub const SANDBOX_RULESET: &str = include_str!("../sandbox.nft");

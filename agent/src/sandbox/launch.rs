@@ -10,10 +10,13 @@ use std::{
 
 use fs_err as fs;
 use holdfast_jail::{
-    Adopted, Cgroup, Handover, Identity, JailError, ProcessLimits, RunFolder, VmmPlan, VmmProcess,
-    guest_memory, keep_cores_apart, sealed_bytes,
+    Adopted, Cgroup, Handover, Identity, JailError, ProcessLimits, RunFolder, Slot, SlotSockets,
+    VmmPlan, VmmProcess, guest_memory, keep_cores_apart, sealed_bytes,
 };
-use holdfast_model::{MilliCpu, SandboxId};
+use holdfast_model::{
+    MilliCpu, SandboxId,
+    link::{GUEST_MAC, MTU},
+};
 use holdfast_scheduler::Reservation;
 use holdfast_store::SandboxRecord;
 use holdfast_wire::{
@@ -48,12 +51,6 @@ const SERIAL_BYTES_MAX: u64 = 256 * 1024;
 /// and test the same code each time. Ours has none.
 const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1 reboot=k tsc=nowatchdog psi=0 \
                             cryptomgr.notests";
-
-/// Every guest's: a snapshot resumes in another slot without a word to it.
-const GUEST_MAC: [u8; 6] = [0x02, 0x48, 0x46, 0, 0, 0x02];
-
-/// Bytes of a frame's payload that go over any link.
-const GUEST_MTU: u16 = 1500;
 
 /// Launches under way for each CPU of the node. More would slow every one of them down, so that
 /// all are late where some could be early.
@@ -97,6 +94,8 @@ pub(super) struct Machine {
     process: VmmProcess,
     cgroup: Cgroup,
     run: RunFolder,
+    /// `None`: an earlier agent handed them over.
+    sockets: Option<SlotSockets>,
     _uid: UidLease,
     _reservation: Reservation,
 }
@@ -157,7 +156,7 @@ impl Machine {
             }
             None => guest_memory(resources.memory)?,
         };
-        let tap = node.slots.take()?;
+        let Slot { tap, sockets } = node.slots.take()?;
         let config = Config {
             version: WIRE_VERSION,
             vcpus: resources.vcpus(),
@@ -189,7 +188,7 @@ impl Machine {
             networks: vec![Network {
                 tap_fd: handover.give(tap)?,
                 mac: GUEST_MAC,
-                mtu: GUEST_MTU,
+                mtu: MTU,
                 to_guest: node.traffic.network_buckets(resources.cpu),
                 from_guest: node.traffic.network_buckets(resources.cpu),
             }],
@@ -220,7 +219,14 @@ impl Machine {
             keep_cores_apart(process.pid())?;
         }
         fault::at(Point::CreateSpawned);
-        Ok(Self { process, cgroup, run, _uid: uid, _reservation: reservation })
+        Ok(Self {
+            process,
+            cgroup,
+            run,
+            sockets: Some(sockets),
+            _uid: uid,
+            _reservation: reservation,
+        })
     }
 
     /// Takes over what an earlier agent had lent to a sandbox, if its VMM runs still. Blocks.
@@ -238,6 +244,7 @@ impl Machine {
                     process,
                     cgroup,
                     run,
+                    sockets: None,
                     _uid: uid,
                     _reservation: reservation,
                 })),
@@ -253,7 +260,7 @@ impl Machine {
 
     /// Leaves all of it as it is, for the next agent.
     pub(super) fn detach(self) {
-        let Self { process, cgroup, run, _uid, _reservation } = self;
+        let Self { process, cgroup, run, sockets: _, _uid, _reservation } = self;
         process.detach();
         cgroup.detach();
         run.detach();
@@ -286,6 +293,15 @@ impl Machine {
 
     pub(super) fn vmm_pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// The sockets of its slot, made again if nobody has them any more. Blocks then.
+    pub(super) fn sockets(&mut self) -> Result<&SlotSockets, JailError> {
+        let sockets = match self.sockets.take() {
+            Some(sockets) => sockets,
+            None => SlotSockets::reopen(&self.process.tap()?)?,
+        };
+        Ok(self.sockets.insert(sockets))
     }
 
     pub(super) fn cgroup_path(&self) -> &Path {
