@@ -125,7 +125,7 @@ fn entry(policy: &Policy, position: usize) -> Entry<'_> {
         return Entry {
             rule: RuleRef::Rule { list: List::Rules, index: position, name },
             host: &rule.r#match.host,
-            path: rule.r#match.path.as_ref(),
+            path: rule.r#match.path.as_ref().filter(|path| !path.is_any()),
             methods: &rule.r#match.methods,
             ports: &rule.r#match.ports,
             action: match &rule.action {

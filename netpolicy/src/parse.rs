@@ -13,7 +13,7 @@ use crate::{
         NAME_BYTES_MAX, PATH_PATTERN_BYTES_MAX, POLICY_BYTES_MAX, PORTS_MAX, RESOURCE_BYTES_MAX,
         RULES_MAX,
     },
-    wire::{self, ActionType, IdentityType, Operation},
+    wire::{self, ActionType, IdentityType, Object, Operation},
 };
 
 impl Policy {
@@ -23,10 +23,10 @@ impl Policy {
             return Err(at("", Problem::Bytes { max: POLICY_BYTES_MAX }));
         }
         let mut input = serde_json::Deserializer::from_slice(bytes);
-        let policy: wire::Policy = serde_path_to_error::deserialize(&mut input)
+        let policy: Object<wire::Policy> = serde_path_to_error::deserialize(&mut input)
             .map_err(|error| of_serde(bytes, &error))?;
         input.end().map_err(|error| at("", Problem::Syntax(error.to_string())))?;
-        policy.check()
+        policy.0.check()
     }
 }
 
@@ -75,14 +75,14 @@ fn count(field: &str, found: usize, max: usize) -> Checked<()> {
 /// What `found` gives for each of a list, which must not be longer than `max`. An error says which.
 fn each<W, T>(
     list: &'static str,
-    wire: Option<Vec<W>>,
+    wire: Option<Vec<Object<W>>>,
     max: usize,
     name: impl Fn(&W) -> Option<String>,
     check: impl Fn(W) -> Checked<T>,
 ) -> Checked<Vec<T>> {
     let wire = wire.unwrap_or_default();
     count(list, wire.len(), max)?;
-    let checked = wire.into_iter().enumerate().map(|(index, rule)| {
+    let checked = wire.into_iter().enumerate().map(|(index, Object(rule))| {
         let named = name(&rule).map(|name| name.chars().take(NAME_BYTES_MAX).collect());
         check(rule).map_err(|mut error| {
             error.place.rule = Some((list, index));
@@ -186,10 +186,10 @@ impl wire::HostRule {
 impl wire::Rule {
     fn check(self) -> Checked<Rule> {
         let name = check_name(self.name)?;
-        let r#match = needed("match", self.r#match)?.check()?;
-        let action = needed("action", self.action)?.check()?;
+        let r#match = needed("match", self.r#match)?.0.check()?;
+        let action = needed("action", self.action)?.0.check()?;
         let denies = action == RuleAction::Deny;
-        let needs_request = r#match.path.is_some()
+        let needs_request = r#match.path.as_ref().is_some_and(|path| !path.is_any())
             || !r#match.methods.is_empty()
             || matches!(action, RuleAction::Transform(_) | RuleAction::Rewrite(_));
         match self.tls {
@@ -225,7 +225,7 @@ impl wire::Match {
         });
         Ok(Match {
             host,
-            path: path.filter(|path| !path.is_any()),
+            path,
             methods: methods.collect::<Checked<_>>()?,
             ports: check_ports("match.ports", self.ports)?,
         })
@@ -257,7 +257,7 @@ impl wire::RuleAction {
             return Err(at(*field, Problem::NotFor(what)));
         }
         count("action.headers", headers.len(), HEADERS_MAX)?;
-        let headers = headers.into_iter().enumerate().map(|(index, change)| {
+        let headers = headers.into_iter().enumerate().map(|(index, Object(change))| {
             change.check().map_err(|mut error| {
                 error.place.field = format!("action.headers[{index}].{}", error.place.field);
                 error
@@ -346,7 +346,7 @@ impl wire::HeaderChange {
                 let value = HeaderValue::parse(&value).map_err(|error| at("value", error))?;
                 Some(Header::Value(value))
             }
-            (None, Some(reference)) => Some(Header::ValueRef(reference.check()?)),
+            (None, Some(reference)) => Some(Header::ValueRef(reference.0.check()?)),
             (Some(_), Some(_)) => {
                 let reason = "a header has a value or a valueRef, not both";
                 return Err(at("valueRef", Problem::Contradiction(reason)));
@@ -370,8 +370,8 @@ fn check_format(field: &str, format: Option<String>) -> Checked<Option<ValueForm
 impl wire::ValueRef {
     fn check(self) -> Checked<ValueRef> {
         match (self.secret_ref, self.managed_identity_ref) {
-            (Some(secret), None) => secret.check().map(ValueRef::SecretRef),
-            (None, Some(identity)) => identity.check().map(ValueRef::ManagedIdentityRef),
+            (Some(secret), None) => secret.0.check().map(ValueRef::SecretRef),
+            (None, Some(identity)) => identity.0.check().map(ValueRef::ManagedIdentityRef),
             (None, None) => Err(at("valueRef.secretRef", Problem::Missing)),
             (Some(_), Some(_)) => {
                 let reason = "a valueRef has a secretRef or a managedIdentityRef, not both";

@@ -339,6 +339,8 @@ mod tests {
             ("/a/b/.", "/a/b/"),
             ("/a//b", "/a//b"),
             ("/a/b/..//c", "/a//c"),
+            // Sent so that no two readings of it are left.
+            ("/a//..//../b", "/a/b"),
             ("/\\admin", "/%5Cadmin"),
             ("/ä{}", "/%C3%A4%7B%7D"),
             ("/a?", "/a?"),
@@ -399,7 +401,6 @@ mod tests {
             "/%5cadmin",
             "/%252e/admin",
             "/pub/%252e%252e%252fadmin",
-            "/pub//..//../admin",
             "/%2561dmin",
         ] {
             let target = Target::parse(text.as_bytes()).unwrap();
