@@ -13,7 +13,6 @@ use std::{
 use holdfast_netpolicy::{Identity, Policy, PolicyError, ValueRef};
 use holdfast_wire::egress::{Configure, Credential, Held, Put, Reference, SANDBOXES_MAX, Stats};
 use rustls::pki_types::CertificateDer;
-use tokio::io::unix::AsyncFd;
 use zeroize::Zeroizing;
 
 use crate::{
@@ -22,6 +21,7 @@ use crate::{
     dns::server::serve_udp,
     sandbox::{Rules, Sandbox},
     setup::{BadSetup, Setup},
+    sys,
 };
 
 /// Why a request of the agent is refused. Nothing has changed then.
@@ -145,17 +145,12 @@ impl Group {
     }
 
     /// Serves a new sandbox: the policy is there before anything is accepted.
-    fn begin(
-        self: &Arc<Self>,
-        id: String,
-        rules: Rules,
-        sockets: Sockets,
-    ) -> Result<(), Refused> {
+    fn begin(self: &Arc<Self>, id: String, rules: Rules, sockets: Sockets) -> Result<(), Refused> {
         rustix::io::ioctl_fionbio(&sockets.udp, true).map_err(|e| Refused::Socket(e.into()))?;
         let tcp = std::net::TcpListener::from(sockets.tcp);
         tcp.set_nonblocking(true).map_err(Refused::Socket)?;
         let tcp = tokio::net::TcpListener::from_std(tcp).map_err(Refused::Socket)?;
-        let udp = AsyncFd::new(sockets.udp).map_err(Refused::Socket)?;
+        let udp = sys::watch(sockets.udp).map_err(Refused::Socket)?;
         let sandbox = Arc::new(Sandbox::new(id.clone(), self.clone(), rules));
         let mut sandboxes = self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner);
         if sandboxes.len() >= SANDBOXES_MAX {

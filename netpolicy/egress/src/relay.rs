@@ -16,7 +16,9 @@ use tokio::{
     time::sleep,
 };
 
-use crate::socket::Socket;
+use tokio_rustls::client::TlsStream;
+
+use crate::{sandbox::flow::Flow, socket::Socket};
 
 /// Bytes of a direction after which it is spliced: a pipe costs two descriptors and its making.
 const SPLICE_FROM_BYTES: u64 = 256 * 1024;
@@ -60,23 +62,25 @@ pub(crate) async fn relay(
     };
     let down = Way { from: &server, to: &guest, count: &flow.received, ..up };
     let both = async { tokio::try_join!(up.run(), down.run()) };
-    let quiet = async {
-        let mut seen = (0, 0);
-        loop {
-            sleep(idle).await;
-            let now = (flow.sent.load(Relaxed), flow.received.load(Relaxed));
-            if now == std::mem::replace(&mut seen, now) {
-                return;
-            }
-        }
-    };
     tokio::select! {
         ended = both => ended?,
-        () = quiet => return Err(io::ErrorKind::TimedOut.into()),
+        () = quiet(&flow, idle) => return Err(io::ErrorKind::TimedOut.into()),
     };
     guest.close_cleanly();
     server.close_cleanly();
     Ok(())
+}
+
+/// Waits until no byte of the guest's has moved for `idle`, and at most twice that.
+pub(crate) async fn quiet(flow: &Flow, idle: Duration) {
+    let mut seen = None;
+    loop {
+        sleep(idle).await;
+        let now = Some((flow.sent.load(Relaxed), flow.received.load(Relaxed)));
+        if now == std::mem::replace(&mut seen, now) {
+            return;
+        }
+    }
 }
 
 /// What a read and the write behind it came to.
@@ -242,8 +246,29 @@ impl Drop for Held<'_> {
     }
 }
 
+/// The same for a server behind TLS, all of it copied.
+pub(crate) async fn relay_wrapped(
+    guest: Socket,
+    server: Box<TlsStream<Socket>>,
+    first: &[u8],
+    idle: Duration,
+) -> io::Result<()> {
+    let flow = guest.flow.clone();
+    let (mut guest, mut server) = (guest, server);
+    server.write_all(first).await?;
+    flow.sent.fetch_add(u64::try_from(first.len()).unwrap_or(0), Relaxed);
+    tokio::select! {
+        ended = tokio::io::copy_bidirectional(&mut guest, &mut server) => ended.map(drop),
+        () = quiet(&flow, idle) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
 /// Sends bytes that were read before the relay began.
-pub(crate) async fn send_first(server: &mut Socket, bytes: &[u8], flow_sent: &AtomicU64) -> io::Result<()> {
+pub(crate) async fn send_first(
+    server: &mut Socket,
+    bytes: &[u8],
+    flow_sent: &AtomicU64,
+) -> io::Result<()> {
     server.write_all(bytes).await?;
     flow_sent.fetch_add(u64::try_from(bytes.len()).unwrap_or(0), Relaxed);
     Ok(())

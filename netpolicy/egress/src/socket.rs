@@ -4,7 +4,10 @@
 use std::{
     io::{self, IoSlice},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -24,6 +27,8 @@ const FAREWELL_BYTES_MAX: usize = 64 * 1024;
 
 pub(crate) struct Socket {
     pub(crate) stream: TcpStream,
+    /// It is the guest's end: what goes through it is what the flow is said to have moved.
+    counts: bool,
     /// Closed as TCP closes, with what is in its buffers.
     clean: bool,
     // Last: the flow ends when the socket is closed.
@@ -31,10 +36,24 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
+    /// The end towards a server.
     pub(crate) fn new(stream: TcpStream, flow: Arc<Flow>) -> Self {
         // Where it fails the socket is gone already.
         let _ = stream.set_nodelay(true);
-        Self { stream, clean: false, flow }
+        Self { stream, counts: false, clean: false, flow }
+    }
+
+    /// The end towards the guest.
+    pub(crate) fn of_guest(stream: TcpStream, flow: Arc<Flow>) -> Self {
+        let mut socket = Self::new(stream, flow);
+        socket.counts = true;
+        socket
+    }
+
+    fn count(&self, counter: &AtomicU64, bytes: usize) {
+        if self.counts {
+            counter.fetch_add(u64::try_from(bytes).unwrap_or(0), Relaxed);
+        }
     }
 
     /// When it is dropped it is closed, not reset.
@@ -83,7 +102,10 @@ impl AsyncRead for Socket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.check()?;
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        self.count(&self.flow.sent, buffer.filled().len() - before);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -94,7 +116,9 @@ impl AsyncWrite for Socket {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.check()?;
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let count = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+        self.count(&self.flow.received, count);
+        Poll::Ready(Ok(count))
     }
 
     fn poll_write_vectored(
@@ -103,7 +127,9 @@ impl AsyncWrite for Socket {
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.check()?;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
+        let count = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, pieces))?;
+        self.count(&self.flow.received, count);
+        Poll::Ready(Ok(count))
     }
 
     fn is_write_vectored(&self) -> bool {

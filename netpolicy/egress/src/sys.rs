@@ -9,6 +9,7 @@ use std::{
 };
 
 use rustix::io::Errno;
+use tokio::io::unix::AsyncFd;
 
 use crate::confine::landlock::Denied;
 
@@ -74,8 +75,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<R
     message.msg_controllen = control.0.len();
     // SAFETY: every pointer in `message` is to a live local or to `buffer`, with its length, and
     // nothing else refers to them during the call.
-    let count =
-        unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+    let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
     let Ok(bytes) = usize::try_from(count) else { return Err(io::Error::last_os_error()) };
     let mut to = None;
     // SAFETY: `message` is as the kernel filled it: its control pointer and length are of `control`.
@@ -172,4 +172,11 @@ pub(crate) fn landlock_restrict(denied: &Denied) -> Result<(), Errno> {
 fn last_errno() -> Errno {
     let error = io::Error::last_os_error();
     Errno::from_io_error(&error).unwrap_or(Errno::INVAL)
+}
+
+/// Watches a descriptor for readiness, for as long as the result lives.
+pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open and stays the same descriptor until it is dropped, which the
+    // result does after it has stopped watching.
+    unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
 }

@@ -1,7 +1,7 @@
 //! What this process gives up before it looks at a guest's bytes.
 
-mod seccomp;
 pub(crate) mod landlock;
+mod seccomp;
 
 use std::io;
 
@@ -27,7 +27,7 @@ fn failed<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> ConfineEr
 }
 
 /// Becomes the user and group given, of nobody else. Called while there is one thread.
-pub fn become_user(uid: u32, gid: u32) -> Result<(), ConfineError> {
+pub(crate) fn become_user(uid: u32, gid: u32) -> Result<(), ConfineError> {
     rustix::thread::set_thread_groups(&[]).map_err(failed("the groups it is in"))?;
     let gid = Gid::from_raw(gid);
     rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(failed("its group"))?;
@@ -35,9 +35,9 @@ pub fn become_user(uid: u32, gid: u32) -> Result<(), ConfineError> {
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(failed("its user"))
 }
 
-/// New rights, files and all system calls but those of its work. Called while there is one thread,
-/// or from threads that all call it: whatever is opened, was opened.
-pub fn confine() -> Result<(), ConfineError> {
+/// New rights, files and more resources than it needs. Called while there is one thread: those it
+/// starts have the same.
+pub(crate) fn confine() -> Result<(), ConfineError> {
     // As many as the hard limit of the service lets it have.
     let allowed = rustix::process::getrlimit(Resource::Nofile).maximum.unwrap_or(FILES_MAX);
     let files = allowed.min(FILES_MAX);
@@ -49,7 +49,11 @@ pub fn confine() -> Result<(), ConfineError> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(failed("being looked into"))?;
     rustix::thread::set_no_new_privs(true).map_err(failed("new rights"))?;
-    landlock::restrict().map_err(failed("files"))?;
+    landlock::restrict().map_err(failed("files"))
+}
+
+/// All system calls but those of its work, for all its threads. Called when they are there.
+pub(crate) fn confine_calls() -> Result<(), ConfineError> {
     let filter = seccomp::filter().map_err(|e| failed("system calls")(io::Error::other(e)))?;
     seccompiler::apply_filter_all_threads(&filter)
         .map_err(|e| failed("system calls")(io::Error::other(e)))

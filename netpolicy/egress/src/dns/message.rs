@@ -34,11 +34,12 @@ pub(crate) mod kind {
 
 /// Keys of HTTPS parameters that we pass on. `ech` would hide the name from us; the address hints
 /// would be addresses that nobody checked.
-const KEYS_KEPT: [u16; 4] = [0 /* mandatory */, 1 /* alpn */, 2 /* no-default-alpn */, 3 /* port */];
+const KEYS_KEPT: [u16; 4] =
+    [0 /* mandatory */, 1 /* alpn */, 2 /* no-default-alpn */, 3 /* port */];
 
 /// Why bytes are not a message we read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum BadMessage {
+pub(crate) enum BadMessage {
     #[error("the message ends in the middle")]
     Short,
     #[error("the message is not of the kind expected")]
@@ -87,31 +88,31 @@ impl Code {
 
 /// A guest's question.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Query {
-    pub id: u16,
-    pub recursion_desired: bool,
+pub(crate) struct Query {
+    pub(crate) id: u16,
+    pub(crate) recursion_desired: bool,
     /// As it came, letters in the guest's case; `None`: it holds bytes that no host name has.
-    pub name: Option<String>,
-    pub kind: u16,
-    pub class: u16,
+    pub(crate) name: Option<String>,
+    pub(crate) kind: u16,
+    pub(crate) class: u16,
     /// Bytes of a UDP answer that the guest takes: 512 without EDNS.
-    pub answer_bytes_max: usize,
-    pub edns: bool,
+    pub(crate) answer_bytes_max: usize,
+    pub(crate) edns: bool,
     /// The question as it came, for the answer.
     question: Vec<u8>,
 }
 
 /// A record of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
+pub(crate) struct Record {
     /// In lower case.
-    pub name: String,
-    pub ttl_seconds: u32,
-    pub data: Data,
+    pub(crate) name: String,
+    pub(crate) ttl_seconds: u32,
+    pub(crate) data: Data,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Data {
+pub(crate) enum Data {
     Address(IpAddr),
     Cname(String),
     Service(Service),
@@ -120,7 +121,7 @@ pub enum Data {
 
 /// A record of one of the types that a rule may add.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Other {
+pub(crate) struct Other {
     kind: u16,
     /// Bytes, names and bytes again: every one of these types is laid out so.
     head: Vec<u8>,
@@ -155,7 +156,7 @@ const fn layout(kind: u16) -> Option<(usize, usize)> {
 
 /// What is left of an HTTPS or SVCB record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Service {
+pub(crate) struct Service {
     kind: u16,
     priority: u16,
     target: String,
@@ -165,14 +166,14 @@ pub struct Service {
 
 /// A server's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Response {
-    pub id: u16,
-    pub truncated: bool,
+pub(crate) struct Response {
+    pub(crate) id: u16,
+    pub(crate) truncated: bool,
     pub(crate) code: Code,
     /// Name of the question, in the case it came back in.
-    pub name: String,
-    pub kind: u16,
-    pub records: Vec<Record>,
+    pub(crate) name: String,
+    pub(crate) kind: u16,
+    pub(crate) records: Vec<Record>,
 }
 
 struct Reader<'a> {
@@ -243,7 +244,7 @@ impl<'a> Reader<'a> {
 
 impl Query {
     /// Reads a query. Fails on what cannot even be answered with an error.
-    pub fn read(bytes: &[u8]) -> Result<Self, BadMessage> {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, BadMessage> {
         let mut reader = Reader { bytes, at: 0 };
         let (id, flags) = (reader.u16()?, reader.u16()?);
         let [questions, _, _, additional] = counts(&mut reader)?;
@@ -393,7 +394,7 @@ pub(crate) fn write_query(id: u16, name: &str, kind: u16) -> Vec<u8> {
 
 impl Response {
     /// Reads a server's answer. Records of other types are left out.
-    pub fn read(bytes: &[u8]) -> Result<Self, BadMessage> {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, BadMessage> {
         let mut reader = Reader { bytes, at: 0 };
         let (id, flags) = (reader.u16()?, reader.u16()?);
         let [questions, answers, _, _] = counts(&mut reader)?;
@@ -470,9 +471,9 @@ fn service(kind: u16, reader: &mut Reader<'_>) -> Result<Option<Service>, BadMes
     }
     // What is mandatory and was stripped would make the record one that nobody may use.
     for (_, value) in parameters.iter_mut().filter(|(key, _)| *key == 0) {
-        let keys = value.chunks_exact(2).filter(|key| {
-            KEYS_KEPT.contains(&u16::from_be_bytes([key[0], key[1]]))
-        });
+        let keys = value
+            .chunks_exact(2)
+            .filter(|key| KEYS_KEPT.contains(&u16::from_be_bytes([key[0], key[1]])));
         *value = keys.flatten().copied().collect();
     }
     parameters.retain(|(key, value)| *key != 0 || !value.is_empty());

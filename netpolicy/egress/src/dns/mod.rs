@@ -1,7 +1,7 @@
 //! Names: what they are for one sandbox, and who said so. What the guest was told and what we dial
 //! come from the same place.
 
-pub mod message;
+pub(crate) mod message;
 pub(crate) mod server;
 mod upstream;
 
@@ -15,7 +15,7 @@ use std::{
 use holdfast_netpolicy::{Denied, HostName};
 
 use self::message::{Code, Data, Record, kind};
-pub use self::upstream::AskError;
+pub(crate) use self::upstream::AskError;
 use crate::{
     sandbox::{
         Sandbox,
@@ -319,4 +319,17 @@ pub(crate) async fn addresses(
         }
     }
     Err(refused.map_or(ResolveError::NoAddress, ResolveError::Denied))
+}
+
+/// The address of a server of the operator's own choice: the deny-set is not asked.
+pub(crate) async fn first_address(
+    sandbox: &Sandbox,
+    setup: &Setup,
+    name: &HostName,
+) -> Option<IpAddr> {
+    let (_, records) = follow(sandbox, &setup.resolvers, name, kind::A).await.ok()?;
+    records.iter().find_map(|record| match record.data {
+        Data::Address(address) => Some(address),
+        _ => None,
+    })
 }

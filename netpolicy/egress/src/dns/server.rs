@@ -61,7 +61,10 @@ pub(crate) async fn serve_udp(sandbox: Arc<Sandbox>, socket: AsyncFd<OwnedFd>) {
     }
 }
 
-fn admit(sandbox: &Sandbox, questions: &Arc<Semaphore>) -> Option<tokio::sync::OwnedSemaphorePermit> {
+fn admit(
+    sandbox: &Sandbox,
+    questions: &Arc<Semaphore>,
+) -> Option<tokio::sync::OwnedSemaphorePermit> {
     sandbox.counters.dns_queries.fetch_add(1, Relaxed);
     let per_second = sandbox.group.setup().limits.dns_per_second;
     let fits = sandbox.names.admit_query(per_second, Instant::now());
@@ -90,7 +93,7 @@ pub(crate) async fn serve_tcp(sandbox: &Arc<Sandbox>, mut stream: Socket) -> io:
         let read = async {
             let length = usize::from(stream.read_u16().await?);
             if length > QUERY_BYTES_MAX {
-                return Err(io::ErrorKind::InvalidData.into());
+                return Err(io::Error::from(io::ErrorKind::InvalidData));
             }
             let mut bytes = vec![0; length];
             stream.read_exact(&mut bytes).await?;
@@ -160,7 +163,9 @@ async fn answer(sandbox: &Arc<Sandbox>, query: &Query, bytes_max: usize) -> Vec<
             sandbox.record(Kind::Dns, Verdict::Denied, &because, about(Some(address)));
             query.error(Code::NxDomain)
         }
-        Err(error @ ResolveError::TooManyNames) => deny(&because.but(error.reason()), Code::Refused),
+        Err(error @ ResolveError::TooManyNames) => {
+            deny(&because.but(error.reason()), Code::Refused)
+        }
         Err(error) => {
             let because = because.but(error.reason());
             sandbox.record(Kind::Dns, Verdict::Failed, &because, about(None));

@@ -26,7 +26,7 @@ const STRANGERS_MAX: usize = 16;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub enum AskError {
+pub(crate) enum AskError {
     #[error("no resolver is configured")]
     NoResolver,
     #[error("no resolver answered in time")]

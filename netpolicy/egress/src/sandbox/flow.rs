@@ -11,7 +11,8 @@ use std::{
 };
 
 use holdfast_netpolicy::{
-    self as netpolicy, HostName, Method, Outcome, Policy, Protocol, Rewrite, Scheme, Target,
+    self as netpolicy, HostName, Method, Outcome, Policy, Protocol, Reason, Rewrite, Scheme,
+    Target, Verdict,
 };
 use holdfast_wire::egress::Ended;
 use tokio::task::AbortHandle;
@@ -22,8 +23,16 @@ use super::Sandbox;
 /// pass for as long as the policy still says so.
 pub(crate) enum Claim {
     /// TLS that is not opened.
-    Tls { name: HostName, port: u16 },
-    Raw { address: IpAddr, port: u16 },
+    Tls {
+        name: HostName,
+        port: u16,
+        /// Once it is dialled.
+        address: Option<IpAddr>,
+    },
+    Raw {
+        address: IpAddr,
+        port: u16,
+    },
     /// A request that made a tunnel of its connection.
     Request(Box<RequestClaim>),
 }
@@ -35,34 +44,49 @@ pub(crate) struct RequestClaim {
     pub(crate) method: Method,
     pub(crate) target: Target,
     pub(crate) rewrite: Option<Rewrite>,
+    /// Where it was sent on to.
+    pub(crate) address: Option<IpAddr>,
+    pub(crate) server_port: u16,
 }
 
 impl Claim {
+    /// What the policy makes of it.
+    pub(crate) fn judge<T>(&self, policy: &Policy, take: impl FnOnce(&Verdict<'_>) -> T) -> T {
+        let (flow, address, port) = match self {
+            Self::Tls { name, port, address } => {
+                (netpolicy::Flow::Tls { name, port: *port }, *address, *port)
+            }
+            Self::Raw { address, port } => {
+                let (protocol, address, port) = (Protocol::Tcp, *address, *port);
+                (netpolicy::Flow::Raw { protocol, address, port }, None, port)
+            }
+            Self::Request(claim) => {
+                let (scheme, port) = (claim.scheme, claim.port);
+                let (host, method, target) = (&claim.host, &claim.method, &claim.target);
+                let flow = netpolicy::Flow::Http { scheme, host, port, method, target };
+                (flow, claim.address, claim.server_port)
+            }
+        };
+        let mut verdict = netpolicy::decide(policy, &flow);
+        let refuse = |address| netpolicy::refused_address(policy, Protocol::Tcp, address, port);
+        if let Some(rule) = address.and_then(refuse) {
+            verdict = Verdict { outcome: Outcome::Deny, rule, reason: Reason::Rule };
+        }
+        take(&verdict)
+    }
+
     /// Whether this policy lets it go on as it is.
     pub(crate) fn stands(&self, policy: &Policy) -> bool {
-        let flow = match self {
-            Self::Tls { name, port } => netpolicy::Flow::Tls { name, port: *port },
-            Self::Raw { address, port } => {
-                netpolicy::Flow::Raw { protocol: Protocol::Tcp, address: *address, port: *port }
-            }
-            Self::Request(claim) => netpolicy::Flow::Http {
-                scheme: claim.scheme,
-                host: &claim.host,
-                port: claim.port,
-                method: &claim.method,
-                target: &claim.target,
-            },
-        };
-        match (self, netpolicy::decide(policy, &flow).outcome) {
+        self.judge(policy, |verdict| match (self, &verdict.outcome) {
             (Self::Request(claim), Outcome::Rewrite(rewrite)) => {
-                claim.rewrite.as_ref() == Some(rewrite)
+                claim.rewrite.as_ref() == Some(*rewrite)
             }
             (Self::Request(claim), Outcome::Allow | Outcome::Transform(_)) => {
                 claim.rewrite.is_none()
             }
             // TLS that would be opened now does not stand as it is.
-            (_, outcome) => outcome == Outcome::Allow,
-        }
+            (_, outcome) => *outcome == Outcome::Allow,
+        })
     }
 }
 

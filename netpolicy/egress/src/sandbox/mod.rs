@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
+    time::{Duration, Instant},
 };
 
 use holdfast_netpolicy::Policy;
@@ -16,7 +17,10 @@ use holdfast_wire::egress::{Decision, Kind, Reference, Stats, Verdict};
 use tokio::{sync::Notify, task::AbortHandle};
 use zeroize::Zeroizing;
 
-use self::flow::{Claim, Flow};
+use self::{
+    bucket::Bucket,
+    flow::{Claim, Flow},
+};
 use crate::{audit, dns::Names, group::Group};
 
 /// A policy with what it refers to, whole.
@@ -34,6 +38,7 @@ pub(crate) struct Sandbox {
     state: Mutex<State>,
     /// A flow has ended.
     fewer: Notify,
+    mints: Mutex<Bucket>,
 }
 
 struct State {
@@ -119,6 +124,7 @@ impl Sandbox {
             counters: Counters::default(),
             state: Mutex::new(state),
             fewer: Notify::new(),
+            mints: Mutex::default(),
         }
     }
 
@@ -164,6 +170,19 @@ impl Sandbox {
             entry.claim = claim;
         }
         judged
+    }
+
+    /// The flow stands by nothing any more: its requests are judged one by one.
+    pub(crate) fn release(&self, flow: &Flow) {
+        if let Some(entry) = self.state().flows.get_mut(&flow.number) {
+            entry.claim = None;
+        }
+    }
+
+    /// Whether one more certificate may be made for it.
+    pub(crate) fn admit_mint(&self, per_minute: u32, now: Instant) -> bool {
+        let mut mints = self.mints.lock().unwrap_or_else(PoisonError::into_inner);
+        mints.take(per_minute, Duration::from_secs(60), now)
     }
 
     /// Puts a policy in force, and waits until everything it does not allow is over.

@@ -3,7 +3,7 @@
 
 /// Bytes of a ClientHello with the records around it. Key shares of post-quantum groups and padding
 /// make some 2 KiB, and nobody sends 16.
-pub const HELLO_BYTES_MAX: usize = 16 * 1024;
+pub(crate) const HELLO_BYTES_MAX: usize = 16 * 1024;
 /// Records it may be cut into.
 const RECORDS_MAX: usize = 1024;
 
@@ -19,15 +19,15 @@ const TLS_1_3: u16 = 0x0304;
 
 /// What a ClientHello says that matters to us.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hello {
+pub(crate) struct Hello {
     /// As it came; `None`: it names no server. Not checked to be a host name.
-    pub server_name: Option<String>,
-    pub offers_h2: bool,
+    pub(crate) server_name: Option<String>,
+    pub(crate) offers_h2: bool,
 }
 
 /// Why the bytes are no ClientHello that we let pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum BadHello {
+pub(crate) enum BadHello {
     #[error("the first record is not a TLS handshake")]
     NotTls,
     #[error("the ClientHello is longer than {HELLO_BYTES_MAX} bytes or cut into too many records")]
@@ -41,7 +41,7 @@ pub enum BadHello {
 }
 
 /// Reads a ClientHello. `None`: not all of it has arrived yet.
-pub fn read(bytes: &[u8]) -> Result<Option<Hello>, BadHello> {
+pub(crate) fn read(bytes: &[u8]) -> Result<Option<Hello>, BadHello> {
     let mut rest = bytes;
     let mut message = Vec::new();
     for _ in 0..RECORDS_MAX {
@@ -214,6 +214,16 @@ pub(crate) const ALERT_INTERNAL_ERROR: u8 = 80;
 pub(crate) const ALERT_UNRECOGNIZED_NAME: u8 = 112;
 
 impl BadHello {
+    /// Why, for the record.
+    pub(crate) const fn reason(self) -> &'static str {
+        match self {
+            Self::NotTls | Self::Malformed => "bad_hello",
+            Self::TooLong => "hello_too_long",
+            Self::Name => "no_name",
+            Self::Version => "tls_version",
+        }
+    }
+
     /// The alert that says so.
     pub(crate) const fn alert(self) -> u8 {
         match self {

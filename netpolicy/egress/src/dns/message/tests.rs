@@ -77,8 +77,7 @@ fn a_service_record_loses_what_would_hide_names_or_bring_addresses() {
         (5, vec![1, 2, 3]),
         (6, vec![0; 16]),
     ];
-    let service =
-        Service { kind: kind::HTTPS, priority: 1, target: String::new(), parameters };
+    let service = Service { kind: kind::HTTPS, priority: 1, target: String::new(), parameters };
     let record =
         Record { name: "allowed.test".into(), ttl_seconds: 60, data: Data::Service(service) };
     let read = Response::read(&response(1, "allowed.test", kind::HTTPS, &[record])).unwrap();
