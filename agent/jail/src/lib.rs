@@ -15,7 +15,6 @@ mod record;
 mod run_folder;
 mod shim;
 mod slot;
-mod slots;
 #[allow(unsafe_code)]
 mod sys;
 mod vmm;
@@ -29,6 +28,5 @@ pub use memory::{guest_memory, sealed_bytes};
 pub use process::{Confinement, Handover, Identity, ProcessLimits, confine, in_words};
 pub use run_folder::{RunFolder, sweep_run_folders};
 pub use shim::{landlock_version, run as run_shim};
-pub use slot::tap_in_a_slot;
-pub use slots::Slots;
+pub use slot::{Slot, SlotCounter, SlotSockets, Slots, tap_of};
 pub use vmm::{Adopted, VmmPlan, VmmProcess};

@@ -1,9 +1,9 @@
-//! Calls for which no safe wrapper exists: what a child does between fork and exec, and taps.
+//! Calls for which no safe wrapper exists: what a child does between fork and exec, taps, and sockets of slots.
 
 use std::{
     io,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::process::CommandExt,
     },
     process::Command,
@@ -12,7 +12,6 @@ use std::{
 use rustix::{
     fs::{Mode, OFlags, open},
     io::{Errno, FdFlags, fcntl_setfd},
-    net::{AddressFamily, SocketFlags, SocketType, socket_with},
     process::{Gid, Resource, Rlimit, Uid, setrlimit},
     thread::{
         UnshareFlags, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
@@ -88,17 +87,52 @@ pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
     if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(tap) }
 }
 
-/// Lets a link of this thread's network namespace carry frames. Not multicast: the kernel would
-/// join groups of its own accord.
-pub(crate) fn set_link_up(name: &str) -> io::Result<()> {
-    let any = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    let mut request = link_request(name)?;
-    request.ifr_ifru.ifru_flags = short(libc::IFF_UP)?;
-    // SAFETY: SIOCSIFFLAGS reads one `ifreq`, which `request` is, alive during the call; the
-    // descriptor is open.
-    let outcome =
-        unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) };
-    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+/// The network namespace in which a tap lies.
+pub(crate) fn network_of_tap(tap: impl AsFd) -> io::Result<OwnedFd> {
+    /// `_IO('T', 227)` of `linux/if_tun.h`.
+    const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
+    new_descriptor(tap.as_fd(), TUNGETDEVNETNS)
+}
+
+/// The network namespace in which a socket was made.
+pub(crate) fn network_of_socket(socket: impl AsFd) -> io::Result<OwnedFd> {
+    new_descriptor(socket.as_fd(), libc::SIOCGSKNS)
+}
+
+/// Asks by a call of ioctl(2) that takes nothing and gives a descriptor.
+fn new_descriptor(of: BorrowedFd<'_>, request: libc::Ioctl) -> io::Result<OwnedFd> {
+    // SAFETY: both requests above take no argument, so the kernel touches no memory of ours; on a
+    // descriptor of another kind they are refused. `of` is borrowed, so open.
+    let fd = unsafe { libc::ioctl(of.as_raw_fd(), request) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Lets a socket have addresses that are not this machine's.
+pub(crate) fn set_transparent(socket: &OwnedFd) -> Result<(), Errno> {
+    set_ip_option(socket, libc::IP_TRANSPARENT)
+}
+
+/// Has every datagram come with the address it was sent to, before any rule moved it.
+pub(crate) fn tell_original_destination(socket: &OwnedFd) -> Result<(), Errno> {
+    set_ip_option(socket, libc::IP_RECVORIGDSTADDR)
+}
+
+fn set_ip_option(socket: &OwnedFd, option: libc::c_int) -> Result<(), Errno> {
+    let on: libc::c_int = 1;
+    let length = libc::socklen_t::try_from(size_of_val(&on)).map_err(|_| Errno::INVAL)?;
+    // SAFETY: the kernel reads `length` bytes at the address, which is that of a whole `c_int` that
+    // lives over the call; the descriptor is borrowed, so open.
+    let outcome = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_IP, option, (&raw const on).cast(), length)
+    };
+    if outcome < 0 {
+        return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO));
+    }
+    Ok(())
 }
 
 fn link_request(name: &str) -> io::Result<libc::ifreq> {

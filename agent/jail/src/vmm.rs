@@ -25,6 +25,7 @@ use crate::{
     memory::sealed_bytes,
     record::{self, Pids},
     shim::{HANDED_MAX, OWN_FDS, Orders},
+    slot::tap_of,
 };
 
 /// How long a killed VMM may take to go. Freeing gigabytes of guest memory takes most of it.
@@ -149,6 +150,15 @@ impl VmmProcess {
     /// The VMM's, as this node sees it.
     pub fn pid(&self) -> u32 {
         self.vmm_pid
+    }
+
+    /// Another handle of the tap it was handed, also by an earlier agent.
+    pub fn tap(&self) -> Result<OwnedFd, JailError> {
+        let gone = || JailError::Slot {
+            what: "be found by its VMM",
+            source: io::ErrorKind::NotFound.into(),
+        };
+        tap_of(self.vmm.as_ref().ok_or_else(gone)?, self.vmm_pid)
     }
 
     /// Becomes readable when the shim has ended, which it does once the VMM has.

@@ -5,6 +5,7 @@ pub mod digest;
 pub mod group;
 pub mod id;
 pub mod lifecycle;
+pub mod link;
 pub mod sandbox;
 pub mod secret;
 pub mod unit;

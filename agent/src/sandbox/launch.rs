@@ -11,10 +11,13 @@ use std::{
 
 use fs_err as fs;
 use holdfast_jail::{
-    Adopted, Cgroup, Handover, Identity, JailError, ProcessLimits, RunFolder, VmmPlan, VmmProcess,
-    guest_memory, keep_cores_apart, sealed_bytes,
+    Adopted, Cgroup, Handover, Identity, JailError, ProcessLimits, RunFolder, Slot, SlotSockets,
+    VmmPlan, VmmProcess, guest_memory, keep_cores_apart, sealed_bytes,
 };
-use holdfast_model::{MilliCpu, SandboxId};
+use holdfast_model::{
+    MilliCpu, SandboxId,
+    link::{GUEST_MAC, MTU},
+};
 use holdfast_scheduler::Reservation;
 use holdfast_store::SandboxRecord;
 use holdfast_wire::{
@@ -55,12 +58,6 @@ const SERIAL_BYTES_MAX: u64 = 256 * 1024;
 /// and test the same code each time. Ours has none.
 const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1 reboot=k tsc=nowatchdog psi=0 \
                             cryptomgr.notests";
-
-/// Every guest's: a snapshot resumes in another slot without a word to it.
-const GUEST_MAC: [u8; 6] = [0x02, 0x48, 0x46, 0, 0, 0x02];
-
-/// Bytes of a frame's payload that go over any link.
-const GUEST_MTU: u16 = 1500;
 
 /// Launches under way for each CPU of the node. More would slow every one of them down, so that
 /// all are late where some could be early.
@@ -107,7 +104,13 @@ pub(super) struct Machine {
     filling: OnceLock<Filling>,
     cgroup: Cgroup,
     run: RunFolder,
+<<<<<<< HEAD
     uid: UidLease,
+=======
+    /// `None`: an earlier agent handed them over.
+    sockets: Option<SlotSockets>,
+    _uid: UidLease,
+>>>>>>> caaab1a212d6803d141ee2e56ae7f5bb63df74b7
     _reservation: Reservation,
 }
 
@@ -176,7 +179,7 @@ impl Machine {
             }
             None => guest_memory(resources.memory)?,
         };
-        let tap = node.slots.take()?;
+        let Slot { tap, sockets } = node.slots.take()?;
         let config = Config {
             version: WIRE_VERSION,
             vcpus: resources.vcpus(),
@@ -209,7 +212,7 @@ impl Machine {
             networks: vec![Network {
                 tap_fd: handover.give(tap)?,
                 mac: GUEST_MAC,
-                mtu: GUEST_MTU,
+                mtu: MTU,
                 to_guest: node.traffic.network_buckets(resources.cpu),
                 from_guest: node.traffic.network_buckets(resources.cpu),
             }],
@@ -242,6 +245,7 @@ impl Machine {
         fault::at(Point::CreateSpawned);
         Ok(Self {
             process,
+<<<<<<< HEAD
             to_fill: Mutex::new(to_fill),
             filling: OnceLock::new(),
             cgroup,
@@ -284,6 +288,14 @@ impl Machine {
             *self.to_fill.lock().unwrap_or_else(PoisonError::into_inner) = Some(to_fill);
         }
         self.fill(node)
+=======
+            cgroup,
+            run,
+            sockets: Some(sockets),
+            _uid: uid,
+            _reservation: reservation,
+        })
+>>>>>>> caaab1a212d6803d141ee2e56ae7f5bb63df74b7
     }
 
     /// Takes over what an earlier agent had lent to a sandbox, if its VMM runs still. Blocks.
@@ -303,7 +315,12 @@ impl Machine {
                     filling: OnceLock::new(),
                     cgroup,
                     run,
+<<<<<<< HEAD
                     uid,
+=======
+                    sockets: None,
+                    _uid: uid,
+>>>>>>> caaab1a212d6803d141ee2e56ae7f5bb63df74b7
                     _reservation: reservation,
                 })),
                 None => Found::Nothing,
@@ -318,7 +335,11 @@ impl Machine {
 
     /// Leaves all of it as it is, for the next agent.
     pub(super) fn detach(self) {
+<<<<<<< HEAD
         let Self { process, to_fill: _, filling: _, cgroup, run, uid: _, _reservation } = self;
+=======
+        let Self { process, cgroup, run, sockets: _, _uid, _reservation } = self;
+>>>>>>> caaab1a212d6803d141ee2e56ae7f5bb63df74b7
         process.detach();
         cgroup.detach();
         run.detach();
@@ -356,6 +377,15 @@ impl Machine {
 
     pub(super) fn vmm_pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// The sockets of its slot, made again if nobody has them any more. Blocks then.
+    pub(super) fn sockets(&mut self) -> Result<&SlotSockets, JailError> {
+        let sockets = match self.sockets.take() {
+            Some(sockets) => sockets,
+            None => SlotSockets::reopen(&self.process.tap()?)?,
+        };
+        Ok(self.sockets.insert(sockets))
     }
 
     pub(super) fn cgroup_path(&self) -> &Path {

@@ -4,6 +4,8 @@
 //!
 //! The guest is hostile: the host caps frames, counts and time, and believes no length.
 
+use std::net::Ipv4Addr;
+
 use serde::{Deserialize, Serialize};
 
 /// vsock port PID 1 listens on.
@@ -52,7 +54,26 @@ pub enum Call {
     /// After [`Call::Resumed`], to a guest that is not the one that was saved but a clone of it:
     /// random numbers and names are to be its own from here on. Answered by [`Output::Done`].
     Renew { host_name: String, seed: [u8; 32] },
+    /// Before [`Call::Start`], and again after every restore: the guest's link to the outside.
+    /// Answered by [`Output::Done`]. After a restore connections to the outside that were open are
+    /// ended: nobody is left there who knows them.
+    Network(Network),
 }
+
+/// The guest's link to the outside, and whom it meets there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    pub address: Ipv4Addr,
+    pub prefix_bits: u8,
+    /// Default route, and the only name server.
+    pub gateway: Ipv4Addr,
+    /// Certificate of who opens TLS for the sandbox's group, for programs to trust. PEM, at most
+    /// [`CA_BYTES_MAX`]. Empty: nobody does.
+    pub ca_pem: String,
+}
+
+/// Longest certificate of a group, in bytes of PEM.
+pub const CA_BYTES_MAX: usize = 16 * 1024;
 
 /// Name of a kept exec, given by the host: nobody else can guess it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

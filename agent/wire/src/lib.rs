@@ -1,8 +1,9 @@
 //! Bytes between our own processes: one framing, and the messages of VMM control, guest RPC,
-//! image conversion and paging. No sockets and no async here: callers bring the bytes.
+//! image conversion, paging and egress. No sockets and no async here: callers bring the bytes.
 #![forbid(unsafe_code)]
 
 pub mod convert;
+pub mod egress;
 pub mod frame;
 pub mod guest;
 pub mod pager;

@@ -14,7 +14,7 @@ use rustix::{
 
 use crate::{
     guest::Guest,
-    modules, mounts, power, rpc, sys,
+    modules, mounts, network, power, rpc, sys,
     vsock::{self, Vsock},
     workload::Site,
 };
@@ -57,6 +57,7 @@ fn serve() -> io::Result<()> {
         hidden: vec![mounts::IMAGE, mounts::DISK, mounts::CGROUPS],
         volumes: PathBuf::from(mounts::VOLUMES),
         cgroups: PathBuf::from(mounts::CGROUPS),
+        device: Some(network::DEVICE),
     };
     let guest = Arc::new(Guest::new(site, root, ready_ns)?);
     if listener.is_ok() {
@@ -75,7 +76,7 @@ fn settle() {
     // The workload may add swap; PID 1 must answer while it thrashes.
     let all = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
     let _ = rustix::mm::mlockall(all);
-    let _ = sys::loopback_up();
+    let _ = sys::interface_up("lo");
     for (path, value) in SETTINGS {
         let _ = fs_err::write(path, value);
     }

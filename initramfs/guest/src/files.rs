@@ -97,11 +97,12 @@ pub(crate) fn write(
 }
 
 /// Content of a small file of the sandbox; a missing one is empty.
-pub(crate) fn read_small(
-    path: &str,
-    bytes_max: usize,
-    _inside: &Inside,
-) -> Result<Vec<u8>, Failure> {
+pub(crate) fn read_small(path: &str, bytes_max: usize, _: &Inside) -> Result<Vec<u8>, Failure> {
+    read_bounded(path, bytes_max)
+}
+
+/// As [`read_small`], in a root that was entered another way.
+pub(crate) fn read_bounded(path: &str, bytes_max: usize) -> Result<Vec<u8>, Failure> {
     let (file, _) = match open_regular(Path::new(path)) {
         Ok(opened) => opened,
         Err(Trouble::Kernel(Errno::NOENT | Errno::NOTDIR)) => return Ok(Vec::new()),

@@ -8,16 +8,18 @@ use std::{
     time::Duration,
 };
 
-use holdfast_wire::guest::{Exited, Failure, FailureKind, Start};
+use holdfast_wire::guest::{CA_BYTES_MAX, Exited, Failure, FailureKind, Network, Start};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::{
     children::Children,
     entrypoint::Entrypoint,
-    failure::{failure, from_io},
+    failure::{failure, from_io, invalid},
+    flows,
     kept::Keeper,
-    limits, power, resumed, root,
+    limits, network, power, resumed, root,
     rpc::THREAD_STACK_BYTES,
+    trust,
     workload::{Site, Workload},
 };
 
@@ -30,6 +32,7 @@ pub struct Guest {
     pub(crate) ready_ns: u64,
     children: Arc<Children>,
     phase: Mutex<Phase>,
+    network: Mutex<Option<Network>>,
     /// Connections being served.
     pub(crate) connections: AtomicUsize,
     pub(crate) keeper: Arc<Keeper>,
@@ -55,6 +58,7 @@ impl Guest {
             ready_ns,
             children: Arc::default(),
             phase: Mutex::new(Phase::Waiting),
+            network: Mutex::default(),
             connections: AtomicUsize::new(0),
             keeper: Arc::default(),
             off: eventfd(0, EventfdFlags::CLOEXEC)?,
@@ -109,7 +113,9 @@ impl Guest {
                 .map_err(|error| from_io("cannot set the host name", &error.into()))?;
         }
         let limits = limits::of_this_machine()?;
-        let workload = Workload::create(&self.site, start, limits, self.children())?;
+        let network = self.network.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let start_in = (start, network.as_ref());
+        let workload = Workload::create(&self.site, start_in, limits, self.children())?;
         let workload = Arc::new(workload);
         self.set_phase(Phase::Running(Arc::clone(&workload)));
         self.reap_strays();
@@ -142,6 +148,34 @@ impl Guest {
         if let Phase::Running(workload) = self.phase() {
             let inside = workload.enter()?;
             root::rename(&old, host_name, &inside);
+        }
+        Ok(())
+    }
+
+    /// Sets the link to the outside up. Of a sandbox that goes on, ends what was open over it, and
+    /// has programs trust whoever is there now.
+    pub(crate) fn connect(&self, network: Network) -> Result<(), Failure> {
+        if network.ca_pem.len() > CA_BYTES_MAX {
+            return Err(invalid(format!("a certificate of {} bytes", network.ca_pem.len())));
+        }
+        let phase = self.phase();
+        if let Some(device) = self.site.device {
+            network::set_up(device, &network)?;
+            if matches!(phase, Phase::Running(_)) {
+                flows::end_all()
+                    .map_err(|error| from_io("cannot end the connections from before", &error))?;
+            }
+        }
+        let ca_pem = network.ca_pem.clone();
+        let before = {
+            let mut there = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+            there.replace(network)
+        };
+        if let Phase::Running(workload) = phase
+            && before.is_none_or(|before| before.ca_pem != ca_pem)
+        {
+            let _inside = workload.enter()?;
+            trust::install(&ca_pem);
         }
         Ok(())
     }

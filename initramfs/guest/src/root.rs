@@ -4,7 +4,7 @@
 //! Everything after [`enter_root`] happens with the sandbox's root as the thread's own, so that no
 //! link in the image leads out of it.
 
-use std::{fmt::Write as _, io, path::Path};
+use std::{fmt::Write as _, io, net::Ipv4Addr, path::Path};
 
 use rustix::{
     fs::{CWD, FileType, Mode, makedev, mknodat, symlinkat},
@@ -111,6 +111,16 @@ fn write_identity(host_name: &str) {
     }
     write_if_empty("/etc/hosts", &hosts);
     write_if_empty("/etc/resolv.conf", RESOLV_CONF);
+}
+
+/// Has programs ask this name server, whatever the image says: no other can be reached.
+pub(crate) fn name_server(address: Ipv4Addr) {
+    const PATH: &str = "/etc/resolv.conf";
+    // Images of whole machines have a link to what a service there would have written.
+    if fs_err::symlink_metadata(PATH).is_ok_and(|metadata| metadata.is_symlink()) {
+        let _ = fs_err::remove_file(PATH);
+    }
+    write_file(PATH, &format!("nameserver {address}\n"));
 }
 
 /// Gives a clone names of its own. The thread is inside the sandbox.

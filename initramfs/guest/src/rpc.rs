@@ -187,6 +187,7 @@ fn carry_out(call: Call, connection: &mut Connection, guest: &Guest) -> Result<(
             say(connection, &Output::Resumed { skew_ns: resumed::set_clock(unix_ns)? });
             Ok(())
         }
+        Call::Network(network) => done(connection, guest.connect(network)),
         Call::Renew { host_name, seed } => done(connection, guest.renew(&host_name, &seed)),
         Call::PowerOff { grace_ms } => {
             let grace = Duration::from_millis(u64::from(grace_ms));

@@ -1,5 +1,5 @@
 //! What neither std nor rustix offers safely: making processes with `clone3`, vsock addresses,
-//! signals by number, and bringing up the loopback interface.
+//! signals by number, and setting interfaces up.
 //!
 //! PID 1 has threads, so a child made here may call only what is safe after a fork: no allocation,
 //! no lock. The child functions keep to system calls on memory prepared beforehand.
@@ -8,6 +8,7 @@
 use std::{
     ffi::{CStr, CString, c_char, c_int},
     io, mem,
+    net::Ipv4Addr,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     ptr,
 };
@@ -251,25 +252,77 @@ pub(crate) fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
     unsafe { rustix::thread::unshare_unsafe(flags.difference(UnshareFlags::FILES)) }
 }
 
-/// Turns the loopback interface on.
-pub(crate) fn loopback_up() -> io::Result<()> {
-    let socket = rustix::net::socket(
-        rustix::net::AddressFamily::INET,
-        rustix::net::SocketType::DGRAM,
-        None,
-    )?;
-    // SAFETY: an ifreq is plain data for which all zeroes is valid.
-    let mut request: libc::ifreq = unsafe { mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-        *to = c_char::from_ne_bytes([*from]);
-    }
+/// Turns an interface on.
+pub(crate) fn interface_up(name: &str) -> io::Result<()> {
+    let mut request = interface_request(name)?;
     let up = libc::c_short::try_from(libc::IFF_UP | libc::IFF_RUNNING)
         .map_err(|_| io::ErrorKind::InvalidData)?;
     request.ifr_ifru.ifru_flags = up;
-    // SAFETY: SIOCSIFFLAGS reads one ifreq, which lives over the call.
-    let outcome =
-        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    interface_ioctl(libc::SIOCSIFFLAGS, &request)
+}
+
+/// Gives an interface its IPv4 address, in place of another, in a network of so many bits.
+pub(crate) fn set_address(name: &str, address: Ipv4Addr, prefix_bits: u8) -> io::Result<()> {
+    let mut request = interface_request(name)?;
+    request.ifr_ifru.ifru_addr = socket_address(address);
+    interface_ioctl(libc::SIOCSIFADDR, &request)?;
+    let host_bits = 32_u32.saturating_sub(prefix_bits.into());
+    let mask = u32::MAX.checked_shl(host_bits).unwrap_or(0);
+    request.ifr_ifru.ifru_netmask = socket_address(mask.into());
+    interface_ioctl(libc::SIOCSIFNETMASK, &request)
+}
+
+/// Has everything go by this gateway that has no other way.
+pub(crate) fn add_default_route(gateway: Ipv4Addr) -> io::Result<()> {
+    // SAFETY: an rtentry is plain data for which all zeroes is valid, a null device name included.
+    let mut route: libc::rtentry = unsafe { mem::zeroed() };
+    route.rt_dst = socket_address(Ipv4Addr::UNSPECIFIED);
+    route.rt_genmask = socket_address(Ipv4Addr::UNSPECIFIED);
+    route.rt_gateway = socket_address(gateway);
+    route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+    let socket = inet_socket()?;
+    // SAFETY: SIOCADDRT reads one rtentry, which lives over the call; its only pointer is null.
+    let outcome = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT, &raw const route) };
+    match check(outcome) {
+        // As it was before a restore.
+        Err(Errno::EXIST) => Ok(()),
+        outcome => outcome.map_err(io::Error::from),
+    }
+}
+
+fn inet_socket() -> Result<OwnedFd, Errno> {
+    rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
+}
+
+fn interface_request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: an ifreq is plain data for which all zeroes is valid.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    // One place stays for the zero that ends it.
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = c_char::from_ne_bytes([from]);
+    }
+    Ok(request)
+}
+
+fn interface_ioctl(call: libc::Ioctl, request: &libc::ifreq) -> io::Result<()> {
+    let socket = inet_socket()?;
+    // SAFETY: the calls above read one ifreq, which is borrowed over the call.
+    let outcome = unsafe { libc::ioctl(socket.as_raw_fd(), call, &raw const *request) };
     check(outcome).map_err(io::Error::from)
+}
+
+/// As those calls have it: family, a port that means nothing, address.
+fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
+    // SAFETY: a sockaddr is plain data for which all zeroes is valid.
+    let mut bytes: libc::sockaddr = unsafe { mem::zeroed() };
+    bytes.sa_family = libc::sa_family_t::try_from(libc::AF_INET).unwrap_or_default();
+    for (to, from) in bytes.sa_data[2..].iter_mut().zip(address.octets()) {
+        *to = c_char::from_ne_bytes([from]);
+    }
+    bytes
 }
 
 /// Has the kernel make its random numbers of what was mixed in last (random(4), RNDRESEEDCRNG).

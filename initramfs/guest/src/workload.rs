@@ -14,7 +14,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use holdfast_wire::guest::{Failure, FailureKind, Start};
+use holdfast_wire::guest::{Failure, FailureKind, Network, Start};
 use rustix::{
     fs::{CWD, Mode, OFlags},
     pipe::{PipeFlags, pipe_with},
@@ -28,7 +28,7 @@ use crate::{
     entrypoint::Entrypoint,
     environment::Environment,
     failure::{failure, from_errno, from_io, invalid},
-    root, signals, sys, volumes,
+    root, signals, sys, trust, volumes,
 };
 
 /// Where a workload is put.
@@ -42,6 +42,8 @@ pub struct Site {
     pub volumes: PathBuf,
     /// Folder of a cgroup2 mount.
     pub cgroups: PathBuf,
+    /// The link to the outside. `None`: there is none that is ours.
+    pub device: Option<&'static str>,
 }
 
 /// What everything inside runs with unless an exec says otherwise.
@@ -102,11 +104,11 @@ impl Workload {
     /// sandbox's, so it must be one that does nothing else afterwards.
     pub fn create(
         site: &Site,
-        start: &Start,
+        (start, network): (&Start, Option<&Network>),
         limits: Limits,
         children: Arc<Children>,
     ) -> Result<Self, Failure> {
-        let settings = Settings::parse(start)?;
+        let mut settings = Settings::parse(start)?;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let null = rustix::fs::openat(CWD, "/dev/null", flags, Mode::empty())
             .map_err(|error| from_errno("cannot open /dev/null", error))?;
@@ -118,6 +120,12 @@ impl Workload {
         volumes::mount(volumes)?;
         root::populate(&start.host_name)
             .map_err(|error| from_io("cannot fill the sandbox's root", &error))?;
+        if let Some(network) = network {
+            root::name_server(network.gateway);
+            for (name, value) in trust::install(&network.ca_pem) {
+                settings.environment.set_default(name, value);
+            }
+        }
         fs_err::create_dir_all(&settings.cwd)
             .map_err(|error| from_io("cannot make the working directory", &error))?;
         let (holder, holder_cgroup) = hold(&cgroups)?;

@@ -32,7 +32,42 @@ fn main() -> Result<(), Box<dyn Error>> {
     states.push([&b"\0HFST\x01\0"[..], &[0; 16]].concat());
     states.push([&b"\0HFST\x02\0"[..], &[0; 16]].concat());
     write(&folder, "state", states)?;
+    write(&folder, "policy", policies())?;
     Ok(())
+}
+
+/// Policies with every field that there is, with what a guest asks under them, and wrong ones.
+fn policies() -> Vec<Vec<u8>> {
+    let full = r#"{"defaultAction":"Deny","trafficInspection":"Partial","rules":[
+        {"name":"a","match":{"host":"a.test","path":"/x*/y","methods":["GET"],"ports":[443]},
+         "action":{"type":"Deny"}},
+        {"match":{"host":"*.a.test"},"tls":"Open","dnsTypes":["TXT"],"action":{"type":"Transform",
+         "allowPlainHttp":true,"headers":[
+          {"operation":"Set","name":"A","valueRef":{"secretRef":{"secretId":"s","secretKey":"k",
+           "format":"Bearer {value}"}}},
+          {"operation":"Insert","name":"B","valueRef":{"managedIdentityRef":{"type":"UserAssigned",
+           "resource":"r","identityResourceId":"i","format":"{value}"}}},
+          {"operation":"Set","name":"C","value":"v"},{"operation":"Remove","name":"D"}]}},
+        {"match":{"host":"*"},"action":{"type":"Rewrite","scheme":"https","host":"b.test",
+         "port":8443,"path":"/z"}}],
+        "hostRules":[{"pattern":"b\u00fccher.test","action":"Allow","ports":[22]}],
+        "cidrRules":[{"name":"c","cidr":"10.0.0.0/8","protocol":"any","ports":[53],"action":"Allow"},
+         {"cidr":"2001:db8::/32","protocol":"udp","action":"Deny"}]}"#;
+    let under = |host: &str, target: &str, policy: &str| {
+        format!("{host}\n{target}\n{}", policy.replace('\n', " ")).into_bytes()
+    };
+    vec![
+        under("a.test", "/x/%2e%2e/x;p//y?q=1", full),
+        under("b.a.test.", "/x%2fy\\z", full),
+        under("xn--bcher-kva.test", "/%25%32%35", full),
+        under("*.test", "*", r#"{"defaultAction":"Allow"}"#),
+        under("1.2.3.4", "/a b", r#"{"defaultAction":"allow"}"#),
+        under(
+            "localhost",
+            "/%00",
+            r#"{"defaultAction":"Deny","rules":[{"match":{"host":"*.com"}}]}"#,
+        ),
+    ]
 }
 
 fn write(folder: &str, target: &str, inputs: Vec<Vec<u8>>) -> std::io::Result<()> {

@@ -8,5 +8,6 @@ mod entrypoints;
 mod execs;
 mod file_calls;
 mod kept;
+mod networks;
 mod sandbox;
 mod streams;

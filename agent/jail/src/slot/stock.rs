@@ -2,7 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    os::fd::OwnedFd,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
     time::Duration,
@@ -11,10 +10,11 @@ use std::{
 use log::warn;
 use rustix::{process::setpriority_process, thread::gettid};
 
-use crate::{JailError, tap_in_a_slot};
+use super::Slot;
+use crate::JailError;
 
-/// Slots kept ready. Each is a network namespace, some 100 KiB of the kernel's memory, and a
-/// descriptor; as many creates at once as an agent has under way find one.
+/// Slots kept ready. Each is a network namespace, some 100 KiB of the kernel's memory, and three
+/// descriptors; as many creates at once as an agent has under way find one.
 const READY: usize = 8;
 
 /// After a slot could not be made.
@@ -39,7 +39,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Stock {
-    taps: VecDeque<OwnedFd>,
+    slots: VecDeque<Slot>,
     closed: bool,
 }
 
@@ -63,16 +63,16 @@ impl Slots {
         Self { ruleset, shared, maker }
     }
 
-    /// The tap of a slot nobody else has: a ready one, or one made now. Blocks.
-    pub fn take(&self) -> Result<OwnedFd, JailError> {
-        let ready = self.shared.stock().taps.pop_front();
+    /// A slot nobody else has: a ready one, or one made now. Blocks.
+    pub fn take(&self) -> Result<Slot, JailError> {
+        let ready = self.shared.stock().slots.pop_front();
         self.shared.changed.notify_all();
-        ready.map_or_else(|| tap_in_a_slot(self.ruleset), Ok)
+        ready.map_or_else(|| Slot::make(self.ruleset), Ok)
     }
 
     /// How many are ready.
     pub fn ready(&self) -> usize {
-        self.shared.stock().taps.len()
+        self.shared.stock().slots.len()
     }
 }
 
@@ -90,13 +90,13 @@ fn keep_ready(shared: &Shared, ruleset: &str) {
         warn!(error:%; "slots are made at usual priority");
     }
     loop {
-        let wanting = |stock: &mut Stock| !stock.closed && stock.taps.len() >= READY;
+        let wanting = |stock: &mut Stock| !stock.closed && stock.slots.len() >= READY;
         let stock = shared.changed.wait_while(shared.stock(), wanting);
         if stock.unwrap_or_else(PoisonError::into_inner).closed {
             return;
         }
-        match tap_in_a_slot(ruleset) {
-            Ok(tap) => shared.stock().taps.push_back(tap),
+        match Slot::make(ruleset) {
+            Ok(slot) => shared.stock().slots.push_back(slot),
             Err(error) => {
                 // Whoever needs one makes it, and is told what is wrong.
                 warn!(error:%; "no slot made ahead");

@@ -1,0 +1,210 @@
+//! The sandboxes of the group, and what they have in common.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use holdfast_netpolicy::{Identity, Policy, PolicyError, ValueRef};
+use holdfast_wire::egress::{Configure, Credential, Held, Put, Reference, SANDBOXES_MAX, Stats};
+use rustls::pki_types::CertificateDer;
+use zeroize::Zeroizing;
+
+use crate::{
+    accept,
+    audit::Audit,
+    dns::server::serve_udp,
+    sandbox::{Rules, Sandbox},
+    setup::{BadSetup, Setup},
+    sys,
+};
+
+/// Why a request of the agent is refused. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("there is no configuration yet: send Configure first")]
+    NotConfigured,
+    #[error("the configuration cannot be used")]
+    Setup(#[from] BadSetup),
+    #[error("the policy cannot be used")]
+    Policy(#[from] PolicyError),
+    #[error("the policy refers to {0:?}, and no value came with it")]
+    NoValue(Reference),
+    #[error("sandbox {sandbox} has generation {has}: {offered} is not newer")]
+    Old { sandbox: String, has: u64, offered: u64 },
+    #[error("sandbox {0} is not held: its first Put brings two sockets")]
+    NoSockets(String),
+    #[error("sandbox {0} is held: its sockets came with its first Put")]
+    Sockets(String),
+    #[error("sandbox {0} is not held")]
+    NotHeld(String),
+    #[error("{SANDBOXES_MAX} sandboxes are held: no more fit")]
+    Full,
+    #[error("a socket of the sandbox cannot be used")]
+    Socket(#[source] io::Error),
+}
+
+/// Two sockets made in a sandbox's namespace.
+pub(crate) struct Sockets {
+    pub(crate) tcp: OwnedFd,
+    pub(crate) udp: OwnedFd,
+}
+
+pub(crate) struct Group {
+    pub(crate) audit: Audit,
+    setup: RwLock<Option<Arc<Setup>>>,
+    /// What nothing is allowed by and nothing is dialled with: for flows before there is a setup.
+    sandboxes: Mutex<HashMap<String, Arc<Sandbox>>>,
+    host_roots: Vec<CertificateDer<'static>>,
+    flows: AtomicU64,
+}
+
+impl Group {
+    pub(crate) fn new(host_roots: Vec<CertificateDer<'static>>) -> Arc<Self> {
+        Arc::new(Self {
+            audit: Audit::default(),
+            setup: RwLock::new(None),
+            sandboxes: Mutex::default(),
+            host_roots,
+            flows: AtomicU64::new(1),
+        })
+    }
+
+    pub(crate) fn next_flow(&self) -> u64 {
+        self.flows.fetch_add(1, Relaxed)
+    }
+
+    fn maybe_setup(&self) -> Option<Arc<Setup>> {
+        self.setup.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The setup. Asked for by sandboxes only, of which there are none before it.
+    pub(crate) fn setup(&self) -> Arc<Setup> {
+        self.maybe_setup().expect("a sandbox is held only once there is a setup")
+    }
+
+    pub(crate) fn is_configured(&self) -> bool {
+        self.maybe_setup().is_some()
+    }
+
+    pub(crate) fn configure(&self, configure: &Configure) -> Result<(), Refused> {
+        let setup = Arc::new(Setup::new(configure, &self.host_roots)?);
+        *self.setup.write().unwrap_or_else(PoisonError::into_inner) = Some(setup);
+        Ok(())
+    }
+
+    fn sandbox(&self, id: &str) -> Option<Arc<Sandbox>> {
+        self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    pub(crate) fn held(&self) -> Vec<Held> {
+        let sandboxes = self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = |sandbox: &Arc<Sandbox>| Held {
+            sandbox: sandbox.id.clone(),
+            generation: sandbox.rules().generation,
+        };
+        sandboxes.values().map(held).collect()
+    }
+
+    pub(crate) fn stats(&self, id: &str) -> Result<Stats, Refused> {
+        let sandbox = self.sandbox(id).ok_or_else(|| Refused::NotHeld(id.to_owned()))?;
+        Ok(sandbox.stats())
+    }
+
+    /// Puts a policy in force. The caller has one of these at a time for a sandbox.
+    pub(crate) async fn put(
+        self: &Arc<Self>,
+        put: Put,
+        sockets: Option<Sockets>,
+    ) -> Result<(), Refused> {
+        if !self.is_configured() {
+            return Err(Refused::NotConfigured);
+        }
+        let policy = Policy::parse(&put.policy)?;
+        let secrets = values(&policy, put.secrets)?;
+        let rules = Rules { policy, generation: put.generation, secrets };
+        match (self.sandbox(&put.sandbox), sockets) {
+            (Some(_), Some(_)) => Err(Refused::Sockets(put.sandbox)),
+            (None, None) => Err(Refused::NoSockets(put.sandbox)),
+            (Some(sandbox), None) => {
+                let has = sandbox.rules().generation;
+                if put.generation <= has {
+                    let (sandbox, offered) = (put.sandbox, put.generation);
+                    return Err(Refused::Old { sandbox, has, offered });
+                }
+                sandbox.put(rules).await;
+                Ok(())
+            }
+            (None, Some(sockets)) => self.begin(put.sandbox, rules, sockets),
+        }
+    }
+
+    /// Serves a new sandbox: the policy is there before anything is accepted.
+    fn begin(self: &Arc<Self>, id: String, rules: Rules, sockets: Sockets) -> Result<(), Refused> {
+        rustix::io::ioctl_fionbio(&sockets.udp, true).map_err(|e| Refused::Socket(e.into()))?;
+        let tcp = std::net::TcpListener::from(sockets.tcp);
+        tcp.set_nonblocking(true).map_err(Refused::Socket)?;
+        let tcp = tokio::net::TcpListener::from_std(tcp).map_err(Refused::Socket)?;
+        let udp = sys::watch(sockets.udp).map_err(Refused::Socket)?;
+        let sandbox = Arc::new(Sandbox::new(id.clone(), self.clone(), rules));
+        let mut sandboxes = self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        if sandboxes.len() >= SANDBOXES_MAX {
+            return Err(Refused::Full);
+        }
+        let tasks = [
+            tokio::spawn(accept::serve(sandbox.clone(), tcp)).abort_handle(),
+            tokio::spawn(serve_udp(sandbox.clone(), udp)).abort_handle(),
+        ];
+        sandbox.serve(tasks);
+        sandboxes.insert(id, sandbox);
+        Ok(())
+    }
+
+    pub(crate) async fn remove(&self, id: &str) {
+        let sandbox = self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        if let Some(sandbox) = sandbox {
+            sandbox.remove().await;
+        }
+    }
+}
+
+/// The values a policy refers to, out of those that came with it; others are let go of.
+fn values(
+    policy: &Policy,
+    credentials: Vec<Credential>,
+) -> Result<BTreeMap<Reference, Zeroizing<String>>, Refused> {
+    let mut given: BTreeMap<_, _> = credentials
+        .into_iter()
+        .map(|credential| (credential.reference, Zeroizing::new(credential.value)))
+        .collect();
+    let mut values = BTreeMap::new();
+    for reference in policy.value_refs().map(reference) {
+        if !values.contains_key(&reference) {
+            let value = given.remove(&reference);
+            let value = value.ok_or_else(|| Refused::NoValue(reference.clone()))?;
+            values.insert(reference, value);
+        }
+    }
+    Ok(values)
+}
+
+/// How the agent names what a policy refers to.
+pub(crate) fn reference(value: &ValueRef) -> Reference {
+    match value {
+        ValueRef::SecretRef(secret) => {
+            Reference::Secret { id: secret.secret_id.clone(), key: secret.secret_key.clone() }
+        }
+        ValueRef::ManagedIdentityRef(identity) => Reference::Identity {
+            resource: identity.resource.clone(),
+            identity: match &identity.identity {
+                Identity::SystemAssigned => None,
+                Identity::UserAssigned { resource_id } => Some(resource_id.clone()),
+            },
+        },
+    }
+}
