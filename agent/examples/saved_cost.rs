@@ -23,6 +23,10 @@ use rustix::mount::{MountFlags, mount};
 const MEMORY_MIB: u32 = 256;
 const DIRTY_MIB: u32 = 96;
 
+/// A larger guest, and how much of it is in use.
+const LARGE_MIB: u32 = 1024;
+const LARGE_DIRTY_MIB: u32 = 300;
+
 /// After a resume: what is resident then is what the guest needed of it.
 const SETTLE: Duration = Duration::from_millis(300);
 
@@ -176,6 +180,28 @@ async fn main() {
     for record in node.registry.list(&node::group()).unwrap() {
         node.registry.delete(&record.id).await.unwrap();
     }
+
+    // A guest with more memory, most of it in use, which stands still for as long as it must.
+    let id = node.running(spec(LARGE_MIB)).await;
+    let fill = format!("yes | head -c {LARGE_DIRTY_MIB}m > /dev/shm/x");
+    exec(&node, &id, &fill).await;
+    let before = pauses_us(&node);
+    let clones = node.registry.fork(&id, 1, Default::default(), None).await.unwrap();
+    say("large_fork_pause_us", pauses_us(&node) - before);
+    let length = exec(&node, &clones[0].id, "wc -c < /dev/shm/x").await;
+    assert_eq!(length.trim(), (LARGE_DIRTY_MIB << 20).to_string());
+    for record in node.registry.list(&node::group()).unwrap() {
+        node.registry.delete(&record.id).await.unwrap();
+    }
+}
+
+/// How long guests stood still to be forked, all of them together.
+fn pauses_us(node: &Node) -> u128 {
+    let text = node.metrics.text().unwrap();
+    let name = "holdfast_snapshot_pause_seconds_sum ";
+    let sum = text.lines().find_map(|line| line.strip_prefix(name));
+    let seconds: f64 = sum.map_or(0.0, |sum| sum.parse().unwrap());
+    Duration::from_secs_f64(seconds).as_micros()
 }
 
 /// What a VMM has for itself alone, its guest's changed pages among it.

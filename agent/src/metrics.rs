@@ -111,6 +111,8 @@ metrics! {
         "Resumes of sandboxes by outcome.", &[label("outcome", OUTCOMES)]);
     SNAPSHOTS = metric("holdfast_snapshots_total", Counter, "snapshots",
         "Snapshots of sandboxes that went on, by outcome.", &[label("outcome", OUTCOMES)]);
+    SNAPSHOT_PAUSE = metric("holdfast_snapshot_pause_seconds", Histogram, "seconds",
+        "How long guests stood still for snapshots and forks, after which they went on.", &[]);
     UPLOADS = metric("holdfast_uploads_total", Counter, "uploads",
         "Attempts to put a snapshot into the remote store, by outcome.",
         &[label("outcome", OUTCOMES)]);
@@ -355,6 +357,11 @@ impl Metrics {
     /// A sandbox was saved while it went on.
     pub fn snapshot(&self, done: bool) {
         self.add(&SNAPSHOTS, &[outcome(done)], 1);
+    }
+
+    /// A guest stood still for so long to be saved, and went on.
+    pub fn stood_still(&self, us: u64) {
+        self.observe(&SNAPSHOT_PAUSE, &[], Duration::from_micros(us));
     }
 
     /// A snapshot was put into the remote store, or was not.

@@ -104,13 +104,9 @@ pub(super) struct Machine {
     filling: OnceLock<Filling>,
     cgroup: Cgroup,
     run: RunFolder,
-<<<<<<< HEAD
-    uid: UidLease,
-=======
     /// `None`: an earlier agent handed them over.
     sockets: Option<SlotSockets>,
-    _uid: UidLease,
->>>>>>> caaab1a212d6803d141ee2e56ae7f5bb63df74b7
+    uid: UidLease,
     _reservation: Reservation,
 }
 
@@ -245,11 +241,11 @@ impl Machine {
         fault::at(Point::CreateSpawned);
         Ok(Self {
             process,
-<<<<<<< HEAD
             to_fill: Mutex::new(to_fill),
             filling: OnceLock::new(),
             cgroup,
             run,
+            sockets: Some(sockets),
             uid,
             _reservation: reservation,
         })
@@ -288,14 +284,6 @@ impl Machine {
             *self.to_fill.lock().unwrap_or_else(PoisonError::into_inner) = Some(to_fill);
         }
         self.fill(node)
-=======
-            cgroup,
-            run,
-            sockets: Some(sockets),
-            _uid: uid,
-            _reservation: reservation,
-        })
->>>>>>> caaab1a212d6803d141ee2e56ae7f5bb63df74b7
     }
 
     /// Takes over what an earlier agent had lent to a sandbox, if its VMM runs still. Blocks.
@@ -315,12 +303,8 @@ impl Machine {
                     filling: OnceLock::new(),
                     cgroup,
                     run,
-<<<<<<< HEAD
-                    uid,
-=======
                     sockets: None,
-                    _uid: uid,
->>>>>>> caaab1a212d6803d141ee2e56ae7f5bb63df74b7
+                    uid,
                     _reservation: reservation,
                 })),
                 None => Found::Nothing,
@@ -335,11 +319,8 @@ impl Machine {
 
     /// Leaves all of it as it is, for the next agent.
     pub(super) fn detach(self) {
-<<<<<<< HEAD
-        let Self { process, to_fill: _, filling: _, cgroup, run, uid: _, _reservation } = self;
-=======
-        let Self { process, cgroup, run, sockets: _, _uid, _reservation } = self;
->>>>>>> caaab1a212d6803d141ee2e56ae7f5bb63df74b7
+        let Self { process, to_fill: _, filling: _, cgroup, run, sockets: _, uid: _, _reservation } =
+            self;
         process.detach();
         cgroup.detach();
         run.detach();

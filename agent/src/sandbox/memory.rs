@@ -23,6 +23,8 @@ const PAGE: u64 = PAGE_BYTES as u64;
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const OF_FILE: u64 = 1 << 61;
+/// It was written since the marks of the process were wiped (admin-guide/mm/soft-dirty).
+const WRITTEN: u64 = 1 << 55;
 
 /// One mapping of guest memory: addresses in the VMM, and where in the memory they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +49,27 @@ enum Backing {
     Private { mappings: Vec<Mapping>, memory: fs::File, inode: u64, changed: Pages },
 }
 
+/// Wipes the marks that say which pages the process with this id has written: what it writes from
+/// now on is marked. False: this kernel does not keep them.
+pub(super) fn mark_writes(pid: u32) -> io::Result<bool> {
+    if !writes_are_marked()? {
+        return Ok(false);
+    }
+    // The kernel takes the marks alone; memory stays as it is.
+    fs::write(format!("/proc/{pid}/clear_refs"), "4")?;
+    Ok(true)
+}
+
+/// Whether this kernel marks what is written. Tried on a page of this process, which has just been.
+fn writes_are_marked() -> io::Result<bool> {
+    let page = vec![1_u8; 2 * PAGE_BYTES];
+    let address = page.as_ptr().expose_provenance() as u64 + PAGE;
+    let mut entry = [0; 8];
+    let map = fs::File::open("/proc/self/pagemap")?;
+    map.file().read_exact_at(&mut entry, address / PAGE * 8)?;
+    Ok(u64::from_ne_bytes(entry) & WRITTEN != 0)
+}
+
 /// Where guest memory of so many bytes is in the VMM with this process id: addresses, and where in
 /// the memory they begin.
 pub(super) fn regions(pid: u32, bytes: u64) -> io::Result<Vec<(Range<u64>, u64)>> {
@@ -69,7 +92,7 @@ impl GuestMemory {
         let memory = if first.private {
             Backing::Private {
                 inode: first.file.1,
-                changed: changed(pid, &mappings)?,
+                changed: pages_that(pid, &mappings, is_own_copy)?,
                 memory: fs::File::open(format!("/proc/{pid}/mem"))?,
                 mappings,
             }
@@ -117,6 +140,23 @@ impl GuestMemory {
                 Ok(None)
             }
         }
+    }
+
+    /// Brings `to` up to date, which [`Self::copy`] made while the guest ran, with `before` as its
+    /// result, after its writes had begun to be marked. The guest stands still now.
+    pub(super) fn copy_again(
+        pid: u32,
+        bytes: u64,
+        to: &fs::File,
+        before: Option<Pages>,
+    ) -> io::Result<Option<Pages>> {
+        let now = Self::of(pid, bytes)?;
+        let written = pages_that(pid, &mappings_of(pid, bytes)?, |entry| entry & WRITTEN != 0)?;
+        now.write(&written, to, Zeros::Written)?;
+        // What is no copy any more was given back: what it holds is of no use to the guest.
+        Ok(before.map(|before| {
+            [before, written].iter().flat_map(|pages| pages.runs().iter().cloned()).collect()
+        }))
     }
 
     fn write(&self, pages: &Pages, to: &fs::File, zeros: Zeros) -> io::Result<()> {
@@ -244,8 +284,17 @@ fn mapping(line: &str) -> Option<Mapping> {
     })
 }
 
-/// The pages of the memory that the process has copies of.
-fn changed(pid: u32, mappings: &[Mapping]) -> io::Result<Pages> {
+/// Of the entry of a page in a private mapping of a file: the process has its own copy.
+fn is_own_copy(entry: u64) -> bool {
+    entry & SWAPPED != 0 || entry & PRESENT != 0 && entry & OF_FILE == 0
+}
+
+/// The pages of the memory whose entry in the process's page map is such.
+fn pages_that(
+    pid: u32,
+    mappings: &[Mapping],
+    is_wanted: impl Fn(u64) -> bool,
+) -> io::Result<Pages> {
     let map = fs::File::open(format!("/proc/{pid}/pagemap"))?;
     let mut runs: Vec<Range<u64>> = Vec::new();
     let mut entries = vec![0; CHUNK_BYTES];
@@ -259,8 +308,7 @@ fn changed(pid: u32, mappings: &[Mapping]) -> io::Result<Pages> {
             map.file().read_exact_at(&mut entries[..bytes], page * 8)?;
             let (entries, _) = entries[..bytes].as_chunks::<8>();
             for (index, entry) in (0..).zip(entries) {
-                let entry = u64::from_ne_bytes(*entry);
-                let here = entry & SWAPPED != 0 || entry & PRESENT != 0 && entry & OF_FILE == 0;
+                let here = is_wanted(u64::from_ne_bytes(*entry));
                 let number = number(page + index);
                 match runs.last_mut() {
                     Some(run) if here && run.end == number => run.end += 1,

@@ -15,7 +15,7 @@ use super::{
     SuspendError, boot,
     driver::{Booting, Driver, Parted, Wake, ending},
     launch::{self, Lent, Machine, ms_since, us_since},
-    memory::GuestMemory,
+    memory::{self, GuestMemory},
     now_ms,
     snapshots::{Copied, Pin},
     status::Live,
@@ -99,16 +99,9 @@ impl Driver {
     /// it.
     async fn copy(&self, machine: &Machine, live: &Live) -> Result<Still, SuspendError> {
         let snapshot = SnapshotId::from_random(random_id().map_err(SuspendError::Random)?);
-        let refused = |reason| SuspendError::Refused { reason };
         // What is missing of its memory is in no copy of it.
-        machine.filled().await.map_err(refused)?;
-        live.control.demand(ToVmm::Pause).await?.map_err(refused)?;
-        let state = match live.control.ask(ToVmm::Save).await? {
-            Reply::Saved { state } => state,
-            Reply::Refused { reason } => return Err(refused(reason)),
-            other => return Err(refused(format!("it answered {other:?} to Save"))),
-        };
-        fault::at(Point::SuspendPaused);
+        machine.filled().await.map_err(|reason| SuspendError::Refused { reason })?;
+        let state = stand_still(live).await?;
         let node = Arc::clone(&self.node);
         let (pid, record) = (machine.vmm_pid(), self.record.clone());
         off_thread(move || {
@@ -117,6 +110,45 @@ impl Driver {
             let parent = record.saved.as_ref().map(|saved| &saved.snapshot);
             let disk = node.disks.path(&record.id);
             let copied = node.snapshots.copy(snapshot, parent, &memory, &disk)?;
+            Ok(Still { copied, state })
+        })
+        .await
+    }
+
+    /// Copies the memory while the guest runs and marks what it writes meanwhile. `None`: this host
+    /// keeps no such marks.
+    async fn copy_ahead(&self, machine: &Machine) -> Result<Option<Copied>, SuspendError> {
+        let snapshot = SnapshotId::from_random(random_id().map_err(SuspendError::Random)?);
+        machine.filled().await.map_err(|reason| SuspendError::Refused { reason })?;
+        let node = Arc::clone(&self.node);
+        let (pid, record) = (machine.vmm_pid(), self.record.clone());
+        off_thread(move || {
+            if !memory::mark_writes(pid).map_err(SuspendError::Memory)? {
+                return Ok(None);
+            }
+            let memory = GuestMemory::of(pid, record.spec.resources.memory.bytes());
+            let memory = memory.map_err(SuspendError::Memory)?;
+            let parent = record.saved.as_ref().map(|saved| &saved.snapshot);
+            Ok(Some(node.snapshots.copy_memory(snapshot, parent, &memory)?))
+        })
+        .await
+    }
+
+    /// Has the guest stand still and copies what of it was not yet, or has changed since. It stands
+    /// still after that, whatever came of it.
+    async fn copy_rest(
+        &self,
+        machine: &Machine,
+        live: &Live,
+        mut copied: Copied,
+    ) -> Result<Still, SuspendError> {
+        let state = stand_still(live).await?;
+        let node = Arc::clone(&self.node);
+        let (pid, record) = (machine.vmm_pid(), self.record.clone());
+        off_thread(move || {
+            let bytes = record.spec.resources.memory.bytes();
+            node.snapshots.copy_memory_again(&mut copied, pid, bytes)?;
+            node.snapshots.copy_disk(&mut copied, &node.disks.path(&record.id))?;
             Ok(Still { copied, state })
         })
         .await
@@ -144,16 +176,23 @@ impl Driver {
 
     async fn keep(&self, machine: &Machine, live: &Live) -> Result<Kept, SuspendError> {
         let began = std::time::Instant::now();
-        let still = self.copy(machine, live).await;
+        // Most of it while it runs: how long it stands still does not grow with its memory.
+        let ahead = self.copy_ahead(machine).await?;
+        let pausing = std::time::Instant::now();
+        let still = match ahead {
+            Some(copied) => self.copy_rest(machine, live, copied).await,
+            None => self.copy(machine, live).await,
+        };
         // A VMM that does not answer this is found out by its events, or by the next call.
         let goes_on = live.control.demand(ToVmm::Resume).await;
-        let paused_ms = ms_since(began);
+        let paused_us = us_since(pausing);
         let still = still?;
         goes_on?.map_err(|reason| SuspendError::Refused { reason })?;
         fault::at(Point::SnapshotCopied);
         let data = self.commit(still).await?;
         fault::at(Point::SnapshotDurable);
-        info!(id:% = self.record.id, snapshot:% = data, paused_ms, ms = ms_since(began); "sandbox saved");
+        info!(id:% = self.record.id, snapshot:% = data, paused_us, ms = ms_since(began); "sandbox saved");
+        self.node.metrics.stood_still(paused_us);
         self.kept(data).await
     }
 
@@ -250,4 +289,17 @@ impl Driver {
     pub(super) fn is_suspended(&self) -> bool {
         self.record.state == State::Suspended
     }
+}
+
+/// Has the guest stand still and asks for the state of its devices.
+async fn stand_still(live: &Live) -> Result<Vec<u8>, SuspendError> {
+    let refused = |reason| SuspendError::Refused { reason };
+    live.control.demand(ToVmm::Pause).await?.map_err(refused)?;
+    let state = match live.control.ask(ToVmm::Save).await? {
+        Reply::Saved { state } => state,
+        Reply::Refused { reason } => return Err(refused(reason)),
+        other => return Err(refused(format!("it answered {other:?} to Save"))),
+    };
+    fault::at(Point::SuspendPaused);
+    Ok(state)
 }

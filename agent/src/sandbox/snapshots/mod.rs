@@ -191,6 +191,18 @@ impl Snapshots {
         memory: &GuestMemory,
         disk: &Path,
     ) -> Result<Copied, SaveError> {
+        let mut copied = self.copy_memory(id, parent, memory)?;
+        self.copy_disk(&mut copied, disk)?;
+        Ok(copied)
+    }
+
+    /// Copies the memory alone, of a guest that may run: then it is brought up to date afterwards.
+    pub(super) fn copy_memory(
+        &self,
+        id: SnapshotId,
+        parent: Option<&SnapshotId>,
+        memory: &GuestMemory,
+    ) -> Result<Copied, SaveError> {
         let folder = self.folder(&id);
         fs::create_dir_all(&folder).map_err(failed("make", &folder))?;
         let path = self.memory_path(&id);
@@ -212,12 +224,31 @@ impl Snapshots {
         let changed = changed.map_err(failed("copy guest memory to", &path))?;
         copied.parent = parent.cloned().zip(changed);
         self.keep_to_budget(&copied.id);
+        Ok(copied)
+    }
 
+    /// Brings a copy of memory up to date that was made while the guest ran, its writes marked. It
+    /// stands still now; its VMM has this process id and its memory so many bytes.
+    pub(super) fn copy_memory_again(
+        &self,
+        copied: &mut Copied,
+        pid: u32,
+        bytes: u64,
+    ) -> Result<(), SaveError> {
+        let (parent, before) = copied.parent.take().unzip();
+        let changed = GuestMemory::copy_again(pid, bytes, &copied.memory, before);
+        let changed = changed.map_err(failed("copy guest memory to", &copied.folder))?;
+        copied.parent = parent.zip(changed);
+        Ok(())
+    }
+
+    /// Copies the disk beside the memory.
+    pub(super) fn copy_disk(&self, copied: &mut Copied, disk: &Path) -> Result<(), SaveError> {
         let to = copied.folder.join(DISK_FILE);
         let saved = disk::new(&to)?;
         let from = fs::File::open(disk).map_err(failed("open", disk))?;
         clone(&from, &saved).map_err(failed("copy the disk to", &to))?;
-        Ok(copied)
+        Ok(())
     }
 
     /// Makes it durable. The guest may run meanwhile.
