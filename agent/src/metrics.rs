@@ -175,6 +175,14 @@ metrics! {
         "The file system of the state folder.", &[label("what", &["total", "available"])]);
     SLOTS_READY = metric("holdfast_slots_ready", Gauge, "slots",
         "Network slots made ahead; one that is always 0 means that they cannot be made.", &[]);
+    EGRESS_RESTARTS = metric("holdfast_egress_restarts_total", Counter, "processes",
+        "Egress processes that took the place of one that had ended.", &[]);
+    EGRESS_DROPPED = metric("holdfast_egress_decisions_dropped_total", Counter, "decisions",
+        "Decisions that are not on record: more came than could be told.", &[]);
+    EGRESS_PROCESSES = metric("holdfast_egress_processes", Gauge, "processes",
+        "Egress processes that serve.", &[]);
+    EGRESS_SANDBOXES = metric("holdfast_egress_sandboxes", Gauge, "sandboxes",
+        "Sandboxes that are to be served by them.", &[]);
     AGENT_RESIDENT = metric("holdfast_agent_resident_bytes", Gauge, "bytes",
         "Resident memory of the daemon.", &[]);
     AGENT_FILES = metric("holdfast_agent_open_files", Gauge, "descriptors",
@@ -262,6 +270,8 @@ pub struct Now {
     pub disk_total_bytes: u64,
     pub disk_available_bytes: u64,
     pub slots_ready: u64,
+    pub egress_processes: u64,
+    pub egress_sandboxes: u64,
     pub agent_resident_bytes: u64,
     pub agent_open_files: u64,
     /// Since the daemon started, by what was short.
@@ -385,6 +395,14 @@ impl Metrics {
         self.add(&ADOPTIONS, &[outcome.as_str()], 1);
     }
 
+    pub fn egress_restarted(&self) {
+        self.add(&EGRESS_RESTARTS, &[], 1);
+    }
+
+    pub fn decisions_dropped(&self, count: u64) {
+        self.add(&EGRESS_DROPPED, &[], count);
+    }
+
     pub fn device_stopped(&self) {
         self.add(&DEVICE_STOPS, &[], 1);
     }
@@ -476,6 +494,8 @@ impl Metrics {
         self.set(&CPUS, &["capacity"], now.cpus_capacity);
         self.set(&CPUS, &["reserved"], now.cpus_reserved);
         self.set(&SLOTS_READY, &[], as_f64(now.slots_ready));
+        self.set(&EGRESS_PROCESSES, &[], as_f64(now.egress_processes));
+        self.set(&EGRESS_SANDBOXES, &[], as_f64(now.egress_sandboxes));
         self.set(&AGENT_RESIDENT, &[], as_f64(now.agent_resident_bytes));
         self.set(&AGENT_FILES, &[], as_f64(now.agent_open_files));
     }

@@ -36,6 +36,7 @@ use super::{
 use crate::{
     blocking::off_thread,
     config::Smt,
+    egress::Egress,
     error_chain::error_chain,
     fault::{self, Point},
     images::{Images, Located},
@@ -74,6 +75,7 @@ pub(super) struct Node {
     pub(super) vmm: PathBuf,
     pub(super) jailer: Jailer,
     pub(super) slots: Slots,
+    pub(super) egress: Arc<Egress>,
     pub(super) kernel: PathBuf,
     pub(super) initramfs: PathBuf,
 }
@@ -265,6 +267,7 @@ impl Driver {
                 return Parted::Ended;
             }
         };
+        self.let_out(&mut machine).await;
         let of_template = matches!(origin, Origin::Template);
         let parted = match self.boot(&mut machine, (&image, origin), &mut phases).await {
             Booting::Booted(booted) => {
@@ -289,7 +292,11 @@ impl Driver {
     /// From the machine of an earlier agent to its end.
     async fn take_over(&mut self, mut machine: Machine) -> Parted {
         let parted = match machine.connect().await {
-            Ok(booted) => self.serve(&mut machine, booted, BootPhases::default()).await,
+            Ok(booted) => {
+                // Before anybody finds it: then everything an earlier agent left is known.
+                self.let_out(&mut machine).await;
+                self.serve(&mut machine, booted, BootPhases::default()).await
+            }
             Err(error) => {
                 // A VMM that is just ending does not answer either.
                 let reason = match timeout(SECOND_SIGN_PATIENCE, machine.ended()).await {
@@ -323,6 +330,7 @@ impl Driver {
             machine.detach();
             return parted;
         }
+        self.shut_in().await;
         off_thread(move || drop(machine)).await;
         self.status.send_modify(|status| status.returned = true);
         if self.is_suspended() {

@@ -19,6 +19,8 @@ pub enum StartError {
     Remote(#[from] holdfast_blob::BadLocation),
     #[error(transparent)]
     Jail(#[from] JailError),
+    #[error(transparent)]
+    Egress(#[from] crate::egress::EgressError),
     #[error("cannot {action} {}", path.display())]
     Folder {
         action: &'static str,
@@ -33,6 +35,7 @@ impl StartError {
         match self {
             Self::Store(error) => error.hint(),
             Self::Jail(error) => error.hint(),
+            Self::Egress(error) => error.hint(),
             Self::Remote(_) => "docs/config.md has the form of every key",
             Self::Snapshots(_) => {
                 "the snapshot-key in the state folder must be the one they were made with"
@@ -316,6 +319,8 @@ pub enum LaunchError {
     Snapshot(#[source] super::snapshots::SaveError),
     #[error("the system gives no random bytes")]
     Random(#[source] io::Error),
+    #[error("its group's egress could not be had")]
+    Egress(#[source] crate::egress::EgressError),
     #[error("opening {what} failed")]
     Open {
         what: &'static str,

@@ -37,6 +37,7 @@ use super::{
 };
 use crate::{
     config::Smt,
+    egress::Way,
     fault::{self, Point},
     images::Located,
     metrics::End,
@@ -94,7 +95,7 @@ pub(super) struct Machine {
     process: VmmProcess,
     cgroup: Cgroup,
     run: RunFolder,
-    /// `None`: an earlier agent handed them over.
+    /// `None`: they were handed over.
     sockets: Option<SlotSockets>,
     _uid: UidLease,
     _reservation: Reservation,
@@ -295,13 +296,12 @@ impl Machine {
         self.process.pid()
     }
 
-    /// The sockets of its slot, made again if nobody has them any more. Blocks then.
-    pub(super) fn sockets(&mut self) -> Result<&SlotSockets, JailError> {
-        let sockets = match self.sockets.take() {
-            Some(sockets) => sockets,
-            None => SlotSockets::reopen(&self.process.tap()?)?,
-        };
-        Ok(self.sockets.insert(sockets))
+    /// The sockets of its slot, once, or what they are found by. Blocks for a moment.
+    pub(super) fn way_out(&mut self) -> Result<Way, JailError> {
+        match self.sockets.take() {
+            Some(sockets) => Ok(Way::Sockets(sockets)),
+            None => Ok(Way::Tap(self.process.tap()?)),
+        }
     }
 
     pub(super) fn cgroup_path(&self) -> &Path {

@@ -13,6 +13,7 @@ mod guest_tests;
 mod launch;
 mod limits;
 mod memory;
+mod outward;
 mod policy;
 mod recover;
 mod registry;

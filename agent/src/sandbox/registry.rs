@@ -50,6 +50,7 @@ use super::{
 use crate::{
     blocking::off_thread,
     config::Config,
+    egress::Egress,
     error_chain::error_chain,
     fault::{self, Point},
     images::{Images, Located},
@@ -148,6 +149,10 @@ impl Registry {
             Ok::<_, SaveError>((snapshots.with_remote(remote), templates))
         })
         .await?;
+        let egress = {
+            let (config, metrics) = (parts.config.clone(), Arc::clone(&parts.metrics));
+            off_thread(move || Egress::open(&config, metrics, Arc::new(|_, _| ()))).await?
+        };
         let node = Arc::new(Node {
             store: parts.store,
             images: parts.images,
@@ -164,6 +169,7 @@ impl Registry {
             vmm: paths.vmm.clone(),
             jailer: Jailer::new(&paths.shim),
             slots: Slots::start(SANDBOX_RULESET),
+            egress,
             kernel: paths.kernel.clone(),
             initramfs: paths.initramfs.clone(),
         });
@@ -184,9 +190,15 @@ impl Registry {
             node: Arc::clone(&node),
         });
         registry.recover().await?;
+        registry.node.egress.settle().await;
         registry.drivers.spawn(keep_uploaded(Arc::clone(&registry.node)));
         info!(cpu:% = limits.cpu, memory:% = limits.memory; "sandboxes may use this much");
         Ok(registry)
+    }
+
+    /// Every group's egress process.
+    pub fn egress(&self) -> &Egress {
+        &self.node.egress
     }
 
     /// How many network slots are made ahead.
@@ -288,6 +300,7 @@ impl Registry {
     ) -> Result<(SandboxId, watch::Receiver<Status>), CreateError> {
         let Draft { group, spec, image, origin, request_id } = draft;
         let demand = limits::demand(spec.resources);
+        let gives_policy = spec.egress_json.is_some();
         let (from_snapshot, data) = origin.map(|it| (it.snapshot, it.data)).unzip();
         let saved = data.map(|snapshot| Saved {
             snapshot,
@@ -307,6 +320,7 @@ impl Registry {
             uid: None,
             saved,
             from_snapshot: from_snapshot.flatten(),
+            egress_generation: u64::from(gives_policy),
         };
         if let Some(known) = self.made_before(&record.group, record.request_id.as_deref())? {
             return self.watch(&known).ok_or(CreateError::Gone { id: known });
@@ -538,6 +552,7 @@ impl Registry {
         }
         self.drivers.close();
         self.drivers.wait().await;
+        self.node.egress.stop().await;
     }
 
     pub(super) fn live(&self, id: &SandboxId) -> Result<Arc<Live>, ExecError> {

@@ -205,6 +205,7 @@ impl Driver {
             }
         };
         fault::at(Point::ResumeSpawned);
+        self.let_out(&mut machine).await;
         let parted = match self.restore(&mut machine, &mut phases).await {
             Booting::Booted(booted) => self.serve(&mut machine, booted, phases).await,
             Booting::Failed => Parted::Ended,
@@ -215,7 +216,7 @@ impl Driver {
 
     async fn restore(&mut self, machine: &mut Machine, phases: &mut launch::BootPhases) -> Booting {
         let restored = tokio::select! {
-            restored = boot::go_on(machine, &self.record, phases) => restored,
+            restored = boot::go_on(machine, &self.record, &self.node, phases) => restored,
             ask = ending(&mut self.inbox) => return Booting::Asked(ask),
         };
         match restored {
