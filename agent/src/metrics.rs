@@ -163,6 +163,12 @@ metrics! {
     EXECS = metric("holdfast_execs_total", Counter, "commands",
         "Commands handed to guests by outcome; `failed` ones did not start.",
         &[label("outcome", OUTCOMES)]);
+    EGRESS_DECISIONS = metric("holdfast_egress_decisions_total", Counter, "decisions",
+        "Decisions about flows of sandboxes, DNS included.",
+        &[label("outcome", &["allowed", "denied"])]);
+    EGRESS_DROPPED = metric("holdfast_egress_decisions_dropped_total", Counter, "decisions",
+        "Decisions that are counted above, or were counted elsewhere, and are not kept any more.",
+        &[]);
     STORE_ERRORS = metric("holdfast_store_errors_total", Counter, "calls",
         "Calls to the records that failed.", &[]);
     MEMORY = metric("holdfast_memory_bytes", Gauge, "bytes",
@@ -177,8 +183,6 @@ metrics! {
         "Network slots made ahead; one that is always 0 means that they cannot be made.", &[]);
     EGRESS_RESTARTS = metric("holdfast_egress_restarts_total", Counter, "processes",
         "Egress processes that took the place of one that had ended.", &[]);
-    EGRESS_DROPPED = metric("holdfast_egress_decisions_dropped_total", Counter, "decisions",
-        "Decisions that are not on record: more came than could be told.", &[]);
     EGRESS_PROCESSES = metric("holdfast_egress_processes", Gauge, "processes",
         "Egress processes that serve.", &[]);
     EGRESS_SANDBOXES = metric("holdfast_egress_sandboxes", Gauge, "sandboxes",
@@ -372,6 +376,16 @@ impl Metrics {
         self.add(&UPLOADS, &[outcome(done)], 1);
     }
 
+    /// It was decided about a flow.
+    pub fn egress_decided(&self, allowed: bool) {
+        self.add(&EGRESS_DECISIONS, &[if allowed { "allowed" } else { "denied" }], 1);
+    }
+
+    /// Decisions were pushed out by others, or nothing but their number is known.
+    pub fn egress_dropped(&self, count: u64) {
+        self.add(&EGRESS_DROPPED, &[], count);
+    }
+
     /// A guest was to be kept for later launches.
     pub fn template_made(&self, done: bool) {
         self.add(&TEMPLATES, &[if done { "made" } else { "not_made" }], 1);
@@ -397,10 +411,6 @@ impl Metrics {
 
     pub fn egress_restarted(&self) {
         self.add(&EGRESS_RESTARTS, &[], 1);
-    }
-
-    pub fn decisions_dropped(&self, count: u64) {
-        self.add(&EGRESS_DROPPED, &[], count);
     }
 
     pub fn device_stopped(&self) {

@@ -5,11 +5,13 @@
 //! new one. A process that ends is started again and told everything before it serves anybody; one
 //! that outlived an earlier agent is found by its socket. While there is none, nothing leaves.
 
+mod decisions;
 mod error;
 mod link;
 mod process;
 mod setup;
 mod supervisor;
+mod told;
 
 use std::{
     collections::HashMap,
@@ -28,7 +30,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::setup::parse_resolver;
-pub use self::{error::EgressError, process::EGRESS_UID};
+pub use self::{
+    decisions::{Decided, Decisions, Report},
+    error::EgressError,
+    process::EGRESS_UID,
+    told::sink,
+};
 use self::{
     process::{CGROUP_PREFIX, Place},
     setup::Setup,

@@ -424,7 +424,7 @@ impl Supervisor {
                 }
                 batch = decisions.recv() => match batch {
                     Some(batch) => {
-                        self.shared.metrics.decisions_dropped(batch.dropped - dropped.min(batch.dropped));
+                        self.shared.metrics.egress_dropped(batch.dropped - dropped.min(batch.dropped));
                         dropped = batch.dropped;
                         (self.shared.sink)(&self.group, batch);
                     }

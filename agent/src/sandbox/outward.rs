@@ -1,14 +1,13 @@
 //! A sandbox's way to the outside: its sockets and its policy, brought to its group's egress process.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use holdfast_netpolicy::Policy;
-use holdfast_store::SandboxRecord;
+use holdfast_api::egress::of_record;
 use log::warn;
 use tokio::time::timeout;
 
-use super::{driver::Driver, launch::Machine};
-use crate::{egress::Rules, error_chain::error_chain};
+use super::{driver::Driver, launch::Machine, secrets::credentials};
+use crate::{blocking::off_thread, egress::Rules, error_chain::error_chain};
 
 /// How long a launch waits for the process. It goes on being tried after that.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -25,7 +24,7 @@ impl Driver {
                 return;
             }
         };
-        let put = self.node.egress.put(&self.record.group, id, way, self.rules());
+        let put = self.node.egress.put(&self.record.group, id, way, self.rules().await);
         match timeout(PATIENCE, put).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
@@ -44,12 +43,17 @@ impl Driver {
     }
 
     /// What its flows are judged by.
-    pub(super) fn rules(&self) -> Rules {
-        rules_of(&self.record)
+    pub(super) async fn rules(&self) -> Rules {
+        let (node, record) = (Arc::clone(&self.node), self.record.clone());
+        let policy = of_record(record.spec.egress_json.as_deref());
+        let text = policy.to_json();
+        let secrets = off_thread(move || credentials(&node, &record.group, &policy)).await;
+        let secrets = secrets.unwrap_or_else(|error| {
+            // A policy that refers to some is refused without.
+            let error = error_chain(&error);
+            warn!(id:% = self.record.id, error:%; "secrets of a group cannot be read");
+            Vec::new()
+        });
+        Rules { generation: self.record.egress_generation, policy: text.into_bytes(), secrets }
     }
-}
-
-fn rules_of(record: &SandboxRecord) -> Rules {
-    let policy = record.spec.egress_json.clone().unwrap_or_else(|| Policy::default().to_json());
-    Rules { generation: record.egress_generation, policy: policy.into_bytes(), secrets: Vec::new() }
 }

@@ -50,7 +50,7 @@ use super::{
 use crate::{
     blocking::off_thread,
     config::Config,
-    egress::Egress,
+    egress::{self, Decisions, Egress},
     error_chain::error_chain,
     fault::{self, Point},
     images::{Images, Located},
@@ -140,18 +140,21 @@ impl Registry {
             warn!(error:% = error_chain(&error), hint = error.hint(); "no sandbox can run");
         }
         let (state, store) = (paths.state.clone(), Arc::clone(&parts.store));
+        let metrics = Arc::clone(&parts.metrics);
         let remote = remote(parts.config)?;
         let hot_bytes_max = Mib(parts.config.snapshots.hot_mib).bytes();
         let templates_max = parts.config.snapshots.templates_max;
-        let (snapshots, templates) = off_thread(move || {
+        let (snapshots, templates, decisions) = off_thread(move || {
+            let decisions = Decisions::open(Arc::clone(&store), metrics)?;
             let snapshots = Snapshots::open(&state, store, hot_bytes_max)?;
             let templates = Templates::open(&state, templates_max).map_err(SaveError::Folder)?;
-            Ok::<_, SaveError>((snapshots.with_remote(remote), templates))
+            Ok::<_, SaveError>((snapshots.with_remote(remote), templates, decisions))
         })
         .await?;
         let egress = {
             let (config, metrics) = (parts.config.clone(), Arc::clone(&parts.metrics));
-            off_thread(move || Egress::open(&config, metrics, Arc::new(|_, _| ()))).await?
+            let sink = egress::sink(Arc::clone(&decisions));
+            off_thread(move || Egress::open(&config, metrics, sink)).await?
         };
         let node = Arc::new(Node {
             store: parts.store,
@@ -159,6 +162,7 @@ impl Registry {
             metrics: parts.metrics,
             disks: Disks::new(&paths.state),
             snapshots,
+            decisions,
             templates,
             uids: Uids::default(),
             launches: Semaphore::new(launches_max()),
@@ -192,6 +196,7 @@ impl Registry {
         registry.recover().await?;
         registry.node.egress.settle().await;
         registry.drivers.spawn(keep_uploaded(Arc::clone(&registry.node)));
+        registry.drivers.spawn(Arc::clone(&registry.node.decisions).keep_written());
         info!(cpu:% = limits.cpu, memory:% = limits.memory; "sandboxes may use this much");
         Ok(registry)
     }
@@ -199,6 +204,11 @@ impl Registry {
     /// Every group's egress process.
     pub fn egress(&self) -> &Egress {
         &self.node.egress
+    }
+
+    /// What was decided about the sandboxes' flows.
+    pub fn decisions(&self) -> &Decisions {
+        &self.node.decisions
     }
 
     /// How many network slots are made ahead.
@@ -331,6 +341,7 @@ impl Registry {
         match off_thread(move || store.create_sandbox(&stored)).await? {
             Put::New => {
                 fault::at(Point::CreateAccepted);
+                self.node.decisions.begin(&record.id);
                 let (id, intent) = (record.id.clone(), Intent::new(&record.id, Operation::Create));
                 let launch = Launch { image, reservation, intent };
                 Ok((id, self.drive(record, Beginning::Launch(Box::new(launch)))))
@@ -550,6 +561,7 @@ impl Registry {
         if let Some(remote) = self.node.snapshots.remote() {
             remote.stop();
         }
+        self.node.decisions.stop();
         self.drivers.close();
         self.drivers.wait().await;
         self.node.egress.stop().await;
