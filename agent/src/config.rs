@@ -2,6 +2,7 @@
 //! described in `docs/config.md`, which a test holds against this file.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
@@ -9,7 +10,12 @@ use std::{
 use fs_err as fs;
 use holdfast_blob::{BadLocation, Location, Secrets};
 use holdfast_model::Secret;
+use holdfast_netpolicy::Cidr;
+use holdfast_wire::egress::{self, ProxyKind, UpstreamProxy};
 use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::egress::parse_resolver;
 
 /// Where the configuration is looked for when no `--config` is given. A missing file means
 /// defaults.
@@ -29,6 +35,7 @@ pub struct Config {
     pub images: Images,
     pub snapshots: Snapshots,
     pub remote: Remote,
+    pub egress: Egress,
     pub limits: Limits,
 }
 
@@ -60,6 +67,8 @@ pub struct Paths {
     pub convert: PathBuf,
     /// Fills guest memory of cold resumes.
     pub pager: PathBuf,
+    /// What carries sandboxes' connections on, one a group.
+    pub egress: PathBuf,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
 }
@@ -141,6 +150,36 @@ pub struct Remote {
     pub upload_mib_per_second: u32,
 }
 
+/// How what sandboxes' policies allow goes out, and how much of it one may have at a time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Egress {
+    /// Name servers that are asked, `ADDRESS` or `ADDRESS:PORT`. Empty: the host's own.
+    pub resolvers: Vec<String>,
+    /// PEM file of roots that servers outside may be verified by, besides the host's. Empty: none.
+    pub extra_roots: String,
+    /// `http://`, `https://` or `socks5://`, then `USER:PASSWORD@` if need be, `HOST:PORT`: through
+    /// which everything goes out. None: nothing is in between.
+    #[serde(skip_serializing)]
+    pub upstream_proxy: Option<Secret>,
+    /// Ranges by a group's name, `*` for all, that are not refused for being private or reserved.
+    pub lifted: BTreeMap<String, Vec<String>>,
+    /// Open connections of one sandbox.
+    pub connections: u32,
+    /// Of those, ones whose TLS handshake is under way.
+    pub handshakes: u32,
+    /// MiB of one sandbox's buffers.
+    pub buffer_mib: u32,
+    /// Questions of one sandbox to name servers.
+    pub dns_per_second: u32,
+    /// Different names under one wildcard in ten minutes.
+    pub dns_names: u32,
+    /// Certificates made for one sandbox.
+    pub mints_per_minute: u32,
+    /// Seconds after which a connection ends that says nothing.
+    pub idle_seconds: u32,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
@@ -187,6 +226,7 @@ impl Default for Paths {
             shim: "/usr/lib/holdfast/holdfast-shim".into(),
             convert: "/usr/lib/holdfast/holdfast-convert".into(),
             pager: "/usr/lib/holdfast/holdfast-pager".into(),
+            egress: "/usr/lib/holdfast/holdfast-egress".into(),
             kernel: "/usr/lib/holdfast/guest/vmlinux".into(),
             initramfs: "/usr/lib/holdfast/guest/initramfs.cpio".into(),
         }
@@ -210,6 +250,25 @@ impl Default for Snapshots {
     fn default() -> Self {
         // Some tens of MiB of disk each, and as much page cache while it is used.
         Self { hot_mib: 0, templates_max: 16 }
+    }
+}
+
+impl Default for Egress {
+    fn default() -> Self {
+        let limits = egress::Limits::default();
+        Self {
+            resolvers: Vec::new(),
+            extra_roots: String::new(),
+            upstream_proxy: None,
+            lifted: BTreeMap::new(),
+            connections: limits.connections,
+            handshakes: limits.handshakes,
+            buffer_mib: limits.buffer_bytes >> 20,
+            dns_per_second: limits.dns_per_second,
+            dns_names: limits.dns_names,
+            mints_per_minute: limits.mints_per_minute,
+            idle_seconds: limits.idle_seconds,
+        }
     }
 }
 
@@ -303,6 +362,18 @@ impl Config {
             ("capacity.memory_factor", factor(self.capacity.memory_factor), "must be 0.1 to 100"),
             ("capacity.cpu_factor", factor(self.capacity.cpu_factor), "must be 0.1 to 100"),
             ("images.gc_above_percent", self.images.gc_above_percent < 100, "must be 0 to 99"),
+            (
+                "egress.resolvers",
+                self.egress.resolvers.iter().all(|text| parse_resolver(text).is_some()),
+                "must be addresses, with or without a port",
+            ),
+            ("egress.lifted", self.egress.ranges_fit(), "must be ranges, as 10.0.0.0/8, by group"),
+            (
+                "egress.upstream_proxy",
+                self.egress.upstream_proxy.is_none() || self.egress.upstream_proxy().is_some(),
+                "must be http://, https:// or socks5://, and HOST:PORT behind it",
+            ),
+            ("egress.buffer_mib", (1..4096).contains(&self.egress.buffer_mib), "must be 1 to 4095"),
             ("limits.connections_max", self.limits.connections_max > 0, "must be at least 1"),
             (
                 "remote.url",
@@ -348,6 +419,44 @@ impl Remote {
             *byte = u8::from_str_radix(text.get(index * 2..index * 2 + 2)?, 16).ok()?;
         }
         Some(bytes)
+    }
+}
+
+impl Egress {
+    pub fn limits(&self) -> egress::Limits {
+        egress::Limits {
+            connections: self.connections,
+            handshakes: self.handshakes,
+            buffer_bytes: self.buffer_mib.saturating_mul(1 << 20),
+            dns_per_second: self.dns_per_second,
+            dns_names: self.dns_names,
+            mints_per_minute: self.mints_per_minute,
+            idle_seconds: self.idle_seconds,
+        }
+    }
+
+    /// `None`: there is none, or it is none.
+    pub fn upstream_proxy(&self) -> Option<UpstreamProxy> {
+        let url = Url::parse(self.upstream_proxy.as_ref()?.reveal()).ok()?;
+        let (kind, usual_port) = match url.scheme() {
+            "http" => (ProxyKind::Http, 80),
+            "https" => (ProxyKind::Https, 443),
+            "socks5" => (ProxyKind::Socks5, 1080),
+            _ => return None,
+        };
+        let plain = matches!(url.path(), "" | "/") && url.query().is_none();
+        let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        Some(UpstreamProxy {
+            kind,
+            host: given(url.host_str().filter(|_| plain)?)?,
+            port: url.port().unwrap_or(usual_port),
+            username: given(url.username()),
+            password: url.password().and_then(given),
+        })
+    }
+
+    fn ranges_fit(&self) -> bool {
+        self.lifted.values().flatten().all(|text| text.parse::<Cidr>().is_ok())
     }
 }
 
@@ -400,6 +509,11 @@ mod tests {
             ("[capacity]\ncpu_factor = 0.0", "capacity.cpu_factor"),
             ("[images]\ngc_above_percent = 100", "images.gc_above_percent"),
             ("[limits]\nconnections_max = 0", "limits.connections_max"),
+            ("[egress]\nresolvers = ['dns.test']", "egress.resolvers"),
+            ("[egress]\nlifted = { default = ['10.0.0.0/8', 'all'] }", "egress.lifted"),
+            ("[egress]\nupstream_proxy = 'ftp://proxy.test'", "egress.upstream_proxy"),
+            ("[egress]\nupstream_proxy = 'http://proxy.test/path'", "egress.upstream_proxy"),
+            ("[egress]\nbuffer_mib = 4096", "egress.buffer_mib"),
             ("[host]\nsmt = 'on'", "smt"),
             ("[remote]\nurl = 'file:///srv'", "remote.url"),
             ("[remote]\nurl = 's3://b'\nendpoint = 'x'", "remote.url"),
@@ -426,7 +540,8 @@ mod tests {
                     .map(move |(key, default)| (format!("`{section}.{key}`"), value(default)))
             })
             .collect();
-        for secret in ["api.admin_token", "remote.key", "remote.site_key"] {
+        for secret in ["api.admin_token", "remote.key", "remote.site_key", "egress.upstream_proxy"]
+        {
             expected.push((format!("`{secret}`"), "none".to_owned()));
         }
         expected.sort();

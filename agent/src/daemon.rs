@@ -165,6 +165,7 @@ async fn load_tls(config: &Config) -> anyhow::Result<Arc<Serving>> {
 async fn renew(app: Arc<App>) {
     loop {
         sleep(CERTIFICATE_CHECK_EVERY).await;
+        app.registry.egress().refresh().await;
         let own = Arc::clone(&app);
         let renewed = off_thread(move || {
             let names = tls::served_names(&own.config.api.server_names);

@@ -165,6 +165,12 @@ metrics! {
     EXECS = metric("holdfast_execs_total", Counter, "commands",
         "Commands handed to guests by outcome; `failed` ones did not start.",
         &[label("outcome", OUTCOMES)]);
+    EGRESS_DECISIONS = metric("holdfast_egress_decisions_total", Counter, "decisions",
+        "Decisions about flows of sandboxes, DNS included.",
+        &[label("outcome", &["allowed", "denied"])]);
+    EGRESS_DROPPED = metric("holdfast_egress_decisions_dropped_total", Counter, "decisions",
+        "Decisions that are counted above, or were counted elsewhere, and are not kept any more.",
+        &[]);
     STORE_ERRORS = metric("holdfast_store_errors_total", Counter, "calls",
         "Calls to the records that failed.", &[]);
     MEMORY = metric("holdfast_memory_bytes", Gauge, "bytes",
@@ -177,6 +183,12 @@ metrics! {
         "The file system of the state folder.", &[label("what", &["total", "available"])]);
     SLOTS_READY = metric("holdfast_slots_ready", Gauge, "slots",
         "Network slots made ahead; one that is always 0 means that they cannot be made.", &[]);
+    EGRESS_RESTARTS = metric("holdfast_egress_restarts_total", Counter, "processes",
+        "Egress processes that took the place of one that had ended.", &[]);
+    EGRESS_PROCESSES = metric("holdfast_egress_processes", Gauge, "processes",
+        "Egress processes that serve.", &[]);
+    EGRESS_SANDBOXES = metric("holdfast_egress_sandboxes", Gauge, "sandboxes",
+        "Sandboxes that are to be served by them.", &[]);
     AGENT_RESIDENT = metric("holdfast_agent_resident_bytes", Gauge, "bytes",
         "Resident memory of the daemon.", &[]);
     AGENT_FILES = metric("holdfast_agent_open_files", Gauge, "descriptors",
@@ -264,6 +276,8 @@ pub struct Now {
     pub disk_total_bytes: u64,
     pub disk_available_bytes: u64,
     pub slots_ready: u64,
+    pub egress_processes: u64,
+    pub egress_sandboxes: u64,
     pub agent_resident_bytes: u64,
     pub agent_open_files: u64,
     /// Since the daemon started, by what was short.
@@ -369,6 +383,16 @@ impl Metrics {
         self.add(&UPLOADS, &[outcome(done)], 1);
     }
 
+    /// It was decided about a flow.
+    pub fn egress_decided(&self, allowed: bool) {
+        self.add(&EGRESS_DECISIONS, &[if allowed { "allowed" } else { "denied" }], 1);
+    }
+
+    /// Decisions were pushed out by others, or nothing but their number is known.
+    pub fn egress_dropped(&self, count: u64) {
+        self.add(&EGRESS_DROPPED, &[], count);
+    }
+
     /// A guest was to be kept for later launches.
     pub fn template_made(&self, done: bool) {
         self.add(&TEMPLATES, &[if done { "made" } else { "not_made" }], 1);
@@ -390,6 +414,10 @@ impl Metrics {
     /// A sandbox, or a trace of one, was found at the agent's start.
     pub fn adopted(&self, outcome: Adoption) {
         self.add(&ADOPTIONS, &[outcome.as_str()], 1);
+    }
+
+    pub fn egress_restarted(&self) {
+        self.add(&EGRESS_RESTARTS, &[], 1);
     }
 
     pub fn device_stopped(&self) {
@@ -483,6 +511,8 @@ impl Metrics {
         self.set(&CPUS, &["capacity"], now.cpus_capacity);
         self.set(&CPUS, &["reserved"], now.cpus_reserved);
         self.set(&SLOTS_READY, &[], as_f64(now.slots_ready));
+        self.set(&EGRESS_PROCESSES, &[], as_f64(now.egress_processes));
+        self.set(&EGRESS_SANDBOXES, &[], as_f64(now.egress_sandboxes));
         self.set(&AGENT_RESIDENT, &[], as_f64(now.agent_resident_bytes));
         self.set(&AGENT_FILES, &[], as_f64(now.agent_open_files));
     }

@@ -16,6 +16,9 @@ use crate::{Cgroup, JailError, sys};
 /// configuration's fixed one.
 const HANDOVER_FD_MIN: RawFd = 10;
 
+/// Input, output and errors.
+const STANDARD_FDS: RawFd = 3;
+
 /// Number at which a VMM finds its configuration.
 pub(crate) const CONFIG_FD: RawFd = 3;
 
@@ -24,6 +27,8 @@ pub(crate) const CONFIG_FD: RawFd = 3;
 #[derive(Debug, Default)]
 pub struct Handover {
     pub(crate) given: Vec<OwnedFd>,
+    /// With the numbers at which the child has them.
+    pub(crate) placed: Vec<(OwnedFd, RawFd)>,
 }
 
 impl Handover {
@@ -34,6 +39,20 @@ impl Handover {
         let number = given.as_raw_fd();
         self.given.push(given);
         Ok(number)
+    }
+
+    /// Gives the child its own duplicate at this number, below all that [`Self::give`] says. Not for
+    /// a VMM.
+    pub fn place(&mut self, fd: impl AsFd, number: RawFd) -> Result<(), JailError> {
+        let free = (STANDARD_FDS..HANDOVER_FD_MIN).contains(&number)
+            && self.placed.iter().all(|(_, taken)| *taken != number);
+        if !free {
+            return Err(JailError::Handover(std::io::ErrorKind::InvalidInput.into()));
+        }
+        let given = fcntl_dupfd_cloexec(fd, HANDOVER_FD_MIN)
+            .map_err(|errno| JailError::Handover(errno.into()))?;
+        self.placed.push((given, number));
+        Ok(())
     }
 
     /// Where the child sees them, in their order.
@@ -68,11 +87,13 @@ pub struct Confinement {
     pub(crate) identity: Option<Identity>,
     /// Its cgroup's `cgroup.procs`. `None`: the parent's cgroup.
     pub(crate) door: Option<OwnedFd>,
+    /// Open in the parent for as long as the child can be started: see [`hold`].
+    pub(crate) held: Vec<OwnedFd>,
 }
 
 impl Confinement {
     pub fn new(handover: Handover, identity: Option<Identity>) -> Self {
-        Self { handover, identity, door: None }
+        Self { handover, identity, door: None, held: Vec::new() }
     }
 
     /// The child joins this cgroup before its program runs.
@@ -85,9 +106,22 @@ impl Confinement {
 /// Makes `command` start a child that has an empty environment, its own process group, no core
 /// dumps, no way to gain rights, and no descriptor besides the standard three and those handed
 /// over. Set what environment it needs afterwards.
-pub fn confine(command: &mut Command, confinement: Confinement) {
+pub fn confine(command: &mut Command, mut confinement: Confinement) {
+    confinement.held = hold(&confinement.handover.placed);
     command.env_clear().process_group(0).current_dir("/");
     sys::confine_child(command, confinement);
+}
+
+/// Takes the numbers at which descriptors will be placed, where they are free in this process. The
+/// standard library reports a failed exec by a descriptor of its own, which is the lowest free one:
+/// placed upon, the report would be lost.
+fn hold(placed: &[(OwnedFd, RawFd)]) -> Vec<OwnedFd> {
+    let holder = |(fd, number): &(OwnedFd, RawFd)| {
+        let holder = fcntl_dupfd_cloexec(fd, *number).ok()?;
+        // Another number: this one is in use already.
+        (holder.as_raw_fd() == *number).then_some(holder)
+    };
+    placed.iter().filter_map(holder).collect()
 }
 
 /// How a process ended, in words: `exit code 3`, `signal 9`.

@@ -3,7 +3,7 @@
 use std::{
     io,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
     process::Command,
@@ -45,6 +45,9 @@ fn child_steps(confinement: &Confinement) -> io::Result<()> {
     for given in &confinement.handover.given {
         fcntl_setfd(given, FdFlags::empty())?;
     }
+    for (given, number) in &confinement.handover.placed {
+        place(given, *number)?;
+    }
     if let Some(Identity { uid, gid }) = confinement.identity {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         // These set the calling thread's: the child has one.
@@ -54,6 +57,14 @@ fn child_steps(confinement: &Confinement) -> io::Result<()> {
     }
     set_no_new_privs(true)?;
     Ok(())
+}
+
+/// Duplicates a descriptor to a number below all of those handed over.
+fn place(given: &OwnedFd, number: RawFd) -> io::Result<()> {
+    // SAFETY: in the child after fork, what was open at `number` is the parent's copy alone, and no
+    // Rust value of the child is used or dropped any more before exec. `given` is open.
+    let outcome = unsafe { libc::dup2(given.as_raw_fd(), number) };
+    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Marks every descriptor from `first` on to be closed by exec. Not closed at once: the standard

@@ -55,6 +55,7 @@ pub(super) async fn text(app: &App) -> Result<String, Problem> {
     let (cpus, _) = promised(app);
     let (memory_offered, memory_free) = (app.registry.limits().memory, app.registry.free().memory);
     let refusals = app.registry.refusals();
+    let (egress_processes, egress_sandboxes) = app.registry.egress().counts();
     app.metrics.measured(&Now {
         sandboxes,
         vmm_resident_bytes: memory.iter().sum::<u64>() * 1024,
@@ -66,6 +67,8 @@ pub(super) async fn text(app: &App) -> Result<String, Problem> {
         disk_total_bytes: disk.total * Mib(1).bytes(),
         disk_available_bytes: disk.available * Mib(1).bytes(),
         slots_ready: u64::try_from(app.registry.slots_ready()).unwrap_or(u64::MAX),
+        egress_processes: u64::try_from(egress_processes).unwrap_or(u64::MAX),
+        egress_sandboxes: u64::try_from(egress_sandboxes).unwrap_or(u64::MAX),
         agent_resident_bytes: agent * 1024,
         agent_open_files: u64::try_from(files).unwrap_or(u64::MAX),
         refusals: [

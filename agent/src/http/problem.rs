@@ -15,11 +15,12 @@ use holdfast_wire::guest::{Failure, FailureKind};
 use log::error;
 
 use crate::{
+    egress::EgressError,
     error_chain::error_chain,
     images::{GcError, ImageError},
     sandbox::{
         CreateError, DeleteError, ExecError, FetchError, ForkError, PolicyError, ResumeError,
-        SaveError, SnapshotCallError, SuspendError,
+        SaveError, SecretError, SnapshotCallError, SuspendError,
     },
 };
 
@@ -127,6 +128,23 @@ impl From<BadBody> for Problem {
     }
 }
 
+impl From<holdfast_netpolicy::PolicyError> for Problem {
+    fn from(error: holdfast_netpolicy::PolicyError) -> Self {
+        use holdfast_netpolicy::Problem as What;
+        let code = match &error.problem {
+            What::Syntax(_) => Code::MalformedJson,
+            _ => Code::InvalidRequest,
+        };
+        Self::new(code, error.to_string(), error.remedy())
+    }
+}
+
+impl From<SecretError> for Problem {
+    fn from(error: SecretError) -> Self {
+        Self::internal(&error, error.hint())
+    }
+}
+
 impl From<BadFilter> for Problem {
     fn from(error: BadFilter) -> Self {
         Self::invalid(error.to_string())
@@ -197,7 +215,11 @@ impl From<PolicyError> for Problem {
             PolicyError::NotFound { .. } => {
                 Self::new(Code::SandboxNotFound, error.to_string(), error.hint())
             }
-            PolicyError::Slow { .. } | PolicyError::Store(_) => {
+            // What the policy refers to is not there, or not of the right form.
+            PolicyError::Egress(EgressError::Refused { .. }) => {
+                Self::new(Code::InvalidRequest, error.to_string(), error.hint())
+            }
+            PolicyError::Slow { .. } | PolicyError::Store(_) | PolicyError::Egress(_) => {
                 Self::internal(&error, error.hint())
             }
         }

@@ -57,6 +57,7 @@ pub(super) async fn begin(
     };
     fault::at(Point::CreateBooted);
     let starting = Instant::now();
+    tell_network(machine, &booted.guest, record, node).await?;
     if !set_up {
         let overrides = settings::disk_image_overrides(node, record).await;
         let start = settings::start(record, &image.record.settings, &overrides);
@@ -160,8 +161,23 @@ pub(super) async fn go_on(
     phases: &mut BootPhases,
 ) -> Result<Booted, BootError> {
     let booted = restore(machine, record, node, phases).await?;
+    tell_network(machine, &booted.guest, record, node).await?;
     machine.limit_cpu(record.spec.resources.cpu)?;
     Ok(booted)
+}
+
+/// Tells the guest of its link to the outside.
+async fn tell_network(
+    machine: &Machine,
+    guest: &GuestLink,
+    record: &SandboxRecord,
+    node: &Node,
+) -> Result<(), BootError> {
+    let ca_pem = node.egress.ca_pem(&record.group).await.map_err(LaunchError::Egress)?;
+    if !until_end(machine, guest.network(ca_pem)).await?.map_err(not_set_up)? {
+        warn!(id:% = record.id; "a guest of an earlier release goes on without a network");
+    }
+    Ok(())
 }
 
 /// Has the machine go on from the state it was given.

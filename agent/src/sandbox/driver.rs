@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    BootPhases, LaunchError, SuspendError,
+    BootPhases, LaunchError, PolicyError, SuspendError,
     activity::Activity,
     boot::{self, BootError, Origin},
     disk::Disks,
@@ -36,6 +36,7 @@ use super::{
 use crate::{
     blocking::off_thread,
     config::Smt,
+    egress::{Decisions, Egress, EgressError},
     error_chain::error_chain,
     fault::{self, Point},
     images::{Images, Located},
@@ -62,6 +63,7 @@ pub(super) struct Node {
     pub(super) metrics: Arc<Metrics>,
     pub(super) disks: Disks,
     pub(super) snapshots: Snapshots,
+    pub(super) decisions: Arc<Decisions>,
     pub(super) templates: Templates,
     pub(super) uids: Uids,
     /// Launches under way.
@@ -75,6 +77,7 @@ pub(super) struct Node {
     pub(super) pager: PathBuf,
     pub(super) jailer: Jailer,
     pub(super) slots: Slots,
+    pub(super) egress: Arc<Egress>,
     pub(super) kernel: PathBuf,
     pub(super) initramfs: PathBuf,
 }
@@ -92,6 +95,8 @@ pub(super) enum Ask {
     /// The policy to have from now on, as its record keeps it. Heard where no move is under way;
     /// else the reply is dropped.
     Lifecycle(String, oneshot::Sender<Result<(), StoreError>>),
+    /// The same for the egress policy; answered with how often it was given.
+    Egress(String, oneshot::Sender<Result<u64, PolicyError>>),
 }
 
 /// What a machine was parted from for.
@@ -107,7 +112,13 @@ pub(super) async fn ending(inbox: &mut mpsc::Receiver<Ask>) -> Ask {
     loop {
         match inbox.recv().await {
             Some(ask @ (Ask::Delete | Ask::Stop(_))) => return ask,
-            Some(Ask::Suspend(_) | Ask::Resume(_) | Ask::Keep(_) | Ask::Lifecycle(..)) => {}
+            Some(
+                Ask::Suspend(_)
+                | Ask::Resume(_)
+                | Ask::Keep(_)
+                | Ask::Lifecycle(..)
+                | Ask::Egress(..),
+            ) => {}
             None => return Ask::Stop(Ending::Detach),
         }
     }
@@ -196,6 +207,10 @@ impl Driver {
                     let _ = reply.send(self.change_lifecycle(json).await);
                     Parted::Ended
                 }
+                Ask::Egress(json, reply) => {
+                    let _ = reply.send(self.change_egress(json, false).await);
+                    Parted::Ended
+                }
                 // Too late, or tried again when it is asked again.
                 Ask::Delete | Ask::Suspend(_) | Ask::Resume(_) => Parted::Ended,
             };
@@ -266,6 +281,7 @@ impl Driver {
                 return Parted::Ended;
             }
         };
+        self.let_out(&mut machine).await;
         let of_template = matches!(origin, Origin::Template);
         let parted = match self.boot(&mut machine, (&image, origin), &mut phases).await {
             Booting::Booted(booted) => {
@@ -290,7 +306,11 @@ impl Driver {
     /// From the machine of an earlier agent to its end.
     async fn take_over(&mut self, mut machine: Machine) -> Parted {
         let parted = match machine.connect(&self.node, &self.record).await {
-            Ok(booted) => self.serve(&mut machine, booted, BootPhases::default()).await,
+            Ok(booted) => {
+                // Before anybody finds it: then everything an earlier agent left is known.
+                self.let_out(&mut machine).await;
+                self.serve(&mut machine, booted, BootPhases::default()).await
+            }
             Err(error) => {
                 // A VMM that is just ending does not answer either.
                 let reason = match timeout(SECOND_SIGN_PATIENCE, machine.ended()).await {
@@ -324,6 +344,7 @@ impl Driver {
             machine.detach();
             return parted;
         }
+        self.shut_in().await;
         off_thread(move || drop(machine)).await;
         self.status.send_modify(|status| status.returned = true);
         if self.is_suspended() {
@@ -468,6 +489,9 @@ impl Driver {
                         idle_after = policy::idle_after(&self.record.spec);
                         look_at = Instant::now() + live.next_look(idle_after.unwrap_or_default());
                     }
+                    Some(Ask::Egress(json, reply)) => {
+                        let _ = reply.send(self.change_egress(json, true).await);
+                    }
                     // It runs.
                     Some(Ask::Resume(_)) => {}
                 },
@@ -573,6 +597,37 @@ impl Driver {
         stored
     }
 
+    /// The policy is whole in the record, or the one before it still is. Of a sandbox that runs it
+    /// rules, or that one still does.
+    async fn change_egress(&mut self, json: String, runs: bool) -> Result<u64, PolicyError> {
+        let before = self.record.clone();
+        self.record.spec.egress_json = Some(json);
+        self.record.egress_generation += 1;
+        // Durable first: whoever finds the process with an older one brings it this one.
+        if let Err(error) = self.store().await {
+            self.record = before;
+            return Err(error.into());
+        }
+        if runs {
+            let rules = self.rules().await;
+            let (group, id) = (&self.record.group, &self.record.id);
+            match self.node.egress.change(group, id, rules).await {
+                Err(error @ EgressError::Refused { .. }) => {
+                    self.record = before;
+                    self.store().await?;
+                    return Err(error.into());
+                }
+                outcome => outcome?,
+            }
+        }
+        Ok(self.record.egress_generation)
+    }
+
+    async fn store(&self) -> Result<(), StoreError> {
+        let (store, record) = (Arc::clone(&self.node.store), self.record.clone());
+        off_thread(move || store.put_sandbox(&record)).await
+    }
+
     /// Writes the record, and that something is under way about it.
     async fn note(&self, intent: Intent) {
         let (store, record) = (Arc::clone(&self.node.store), self.record.clone());
@@ -607,6 +662,7 @@ impl Driver {
         });
         match removed.await {
             Ok(_) => {
+                self.node.decisions.forget(&self.record.id);
                 self.status.send_modify(|status| status.gone = true);
                 info!(id:% = self.record.id; "sandbox deleted");
                 true

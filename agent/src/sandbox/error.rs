@@ -3,8 +3,9 @@
 use std::{io, path::PathBuf, time::Duration};
 
 use holdfast_jail::JailError;
-use holdfast_model::{Digest, DiskImageId, SandboxId, SnapshotId, State};
+use holdfast_model::{Digest, DiskImageId, GroupKey, SandboxId, SnapshotId, State};
 use holdfast_scheduler::Full;
+use holdfast_snapshot::SnapshotError;
 use holdfast_store::StoreError;
 use holdfast_wire::{frame::FrameError, guest::Failure};
 
@@ -19,6 +20,8 @@ pub enum StartError {
     Remote(#[from] holdfast_blob::BadLocation),
     #[error(transparent)]
     Jail(#[from] JailError),
+    #[error(transparent)]
+    Egress(#[from] crate::egress::EgressError),
     #[error("cannot {action} {}", path.display())]
     Folder {
         action: &'static str,
@@ -33,6 +36,7 @@ impl StartError {
         match self {
             Self::Store(error) => error.hint(),
             Self::Jail(error) => error.hint(),
+            Self::Egress(error) => error.hint(),
             Self::Remote(_) => "docs/config.md has the form of every key",
             Self::Snapshots(_) => {
                 "the snapshot-key in the state folder must be the one they were made with"
@@ -199,6 +203,8 @@ pub enum PolicyError {
     Slow { id: SandboxId, waited: Duration },
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Egress(#[from] crate::egress::EgressError),
 }
 
 impl PolicyError {
@@ -206,6 +212,30 @@ impl PolicyError {
         match self {
             Self::NotFound { .. } => "list what there is with `holdfast sandbox list`",
             Self::Slow { .. } => "ask again; the node's log says what it waits for",
+            Self::Store(error) => error.hint(),
+            Self::Egress(error) => error.hint(),
+        }
+    }
+}
+
+/// Why a secret could not be kept or had.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    #[error("the values of secret {id} of group {group} were sealed by another node or changed")]
+    Sealed { group: GroupKey, id: String },
+    #[error("the values of a secret are not what was kept")]
+    Values(#[source] serde_json::Error),
+    #[error(transparent)]
+    Seal(#[from] SnapshotError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl SecretError {
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Sealed { .. } | Self::Values(_) => "put the secret again",
+            Self::Seal(_) => "see the node's log",
             Self::Store(error) => error.hint(),
         }
     }
@@ -316,6 +346,8 @@ pub enum LaunchError {
     Snapshot(#[source] super::snapshots::SaveError),
     #[error("the system gives no random bytes")]
     Random(#[source] io::Error),
+    #[error("its group's egress could not be had")]
+    Egress(#[source] crate::egress::EgressError),
     #[error("opening {what} failed")]
     Open {
         what: &'static str,

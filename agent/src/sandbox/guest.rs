@@ -8,10 +8,13 @@ use std::{
 };
 
 use bytes::BytesMut;
+use holdfast_model::link::{GATEWAY_ADDRESS, GUEST_ADDRESS, PREFIX_BITS};
 use holdfast_wire::{
     WIRE_VERSION,
     frame::CHUNK_BYTES_MAX,
-    guest::{Call, Exec, ExecKey, Info, Input, Output, RPC_PORT, Request, Start},
+    guest::{
+        Call, Exec, ExecKey, FailureKind, Info, Input, Network, Output, RPC_PORT, Request, Start,
+    },
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
@@ -72,6 +75,23 @@ impl GuestLink {
     /// Tells the guest that it is a clone: to be called so, with random numbers of its own.
     pub(super) async fn renew(&self, host_name: String, seed: [u8; 32]) -> Result<(), ExecError> {
         self.call(Call::Renew { host_name, seed }).await?.done().await
+    }
+
+    /// Tells the guest of its link to the outside, and whom to trust there. False: it is one that was
+    /// saved before there was any, and goes on without.
+    pub(super) async fn network(&self, ca_pem: String) -> Result<bool, ExecError> {
+        let network = Network {
+            address: GUEST_ADDRESS,
+            prefix_bits: PREFIX_BITS,
+            gateway: GATEWAY_ADDRESS,
+            ca_pem,
+        };
+        match self.call(Call::Network(network)).await?.done().await {
+            Ok(()) => Ok(true),
+            // It does not know the call.
+            Err(ExecError::Refused(failure)) if failure.kind == FailureKind::Invalid => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Asks the guest to stop its workload and power off.

@@ -44,6 +44,7 @@ use super::{
 };
 use crate::{
     config::Smt,
+    egress::Way,
     fault::{self, Point},
     images::Located,
     metrics::End,
@@ -104,7 +105,7 @@ pub(super) struct Machine {
     filling: OnceLock<Filling>,
     cgroup: Cgroup,
     run: RunFolder,
-    /// `None`: an earlier agent handed them over.
+    /// `None`: they were handed over.
     sockets: Option<SlotSockets>,
     uid: UidLease,
     _reservation: Reservation,
@@ -360,13 +361,12 @@ impl Machine {
         self.process.pid()
     }
 
-    /// The sockets of its slot, made again if nobody has them any more. Blocks then.
-    pub(super) fn sockets(&mut self) -> Result<&SlotSockets, JailError> {
-        let sockets = match self.sockets.take() {
-            Some(sockets) => sockets,
-            None => SlotSockets::reopen(&self.process.tap()?)?,
-        };
-        Ok(self.sockets.insert(sockets))
+    /// The sockets of its slot, once, or what they are found by. Blocks for a moment.
+    pub(super) fn way_out(&mut self) -> Result<Way, JailError> {
+        match self.sockets.take() {
+            Some(sockets) => Ok(Way::Sockets(sockets)),
+            None => Ok(Way::Tap(self.process.tap()?)),
+        }
     }
 
     pub(super) fn cgroup_path(&self) -> &Path {

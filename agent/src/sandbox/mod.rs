@@ -14,10 +14,12 @@ mod guest_tests;
 mod launch;
 mod limits;
 mod memory;
+mod outward;
 mod policy;
 mod recover;
 mod registry;
 mod remote;
+mod secrets;
 mod settings;
 mod sleep;
 mod snapshots;
@@ -29,7 +31,7 @@ mod uid;
 pub use driver::Ending;
 pub use error::{
     CreateError, DeleteError, ExecError, FetchError, ForkError, GuestError, LaunchError,
-    PolicyError, ResumeError, SnapshotCallError, StartError, SuspendError,
+    PolicyError, ResumeError, SecretError, SnapshotCallError, StartError, SuspendError,
 };
 pub use guest::{ExecInput, ExecOutput, ExecSession, FileReader};
 pub use launch::BootPhases;

@@ -50,6 +50,7 @@ use super::{
 use crate::{
     blocking::off_thread,
     config::Config,
+    egress::{self, Decisions, Egress},
     error_chain::error_chain,
     fault::{self, Point},
     images::{Images, Located},
@@ -139,21 +140,29 @@ impl Registry {
             warn!(error:% = error_chain(&error), hint = error.hint(); "no sandbox can run");
         }
         let (state, store) = (paths.state.clone(), Arc::clone(&parts.store));
+        let metrics = Arc::clone(&parts.metrics);
         let remote = remote(parts.config)?;
         let hot_bytes_max = Mib(parts.config.snapshots.hot_mib).bytes();
         let templates_max = parts.config.snapshots.templates_max;
-        let (snapshots, templates) = off_thread(move || {
+        let (snapshots, templates, decisions) = off_thread(move || {
+            let decisions = Decisions::open(Arc::clone(&store), metrics)?;
             let snapshots = Snapshots::open(&state, store, hot_bytes_max)?;
             let templates = Templates::open(&state, templates_max).map_err(SaveError::Folder)?;
-            Ok::<_, SaveError>((snapshots.with_remote(remote), templates))
+            Ok::<_, SaveError>((snapshots.with_remote(remote), templates, decisions))
         })
         .await?;
+        let egress = {
+            let (config, metrics) = (parts.config.clone(), Arc::clone(&parts.metrics));
+            let sink = egress::sink(Arc::clone(&decisions));
+            off_thread(move || Egress::open(&config, metrics, sink)).await?
+        };
         let node = Arc::new(Node {
             store: parts.store,
             images: parts.images,
             metrics: parts.metrics,
             disks: Disks::new(&paths.state),
             snapshots,
+            decisions,
             templates,
             uids: Uids::default(),
             launches: Semaphore::new(launches_max()),
@@ -165,6 +174,7 @@ impl Registry {
             pager: paths.pager.clone(),
             jailer: Jailer::new(&paths.shim),
             slots: Slots::start(SANDBOX_RULESET),
+            egress,
             kernel: paths.kernel.clone(),
             initramfs: paths.initramfs.clone(),
         });
@@ -185,9 +195,21 @@ impl Registry {
             node: Arc::clone(&node),
         });
         registry.recover().await?;
+        registry.node.egress.settle().await;
         registry.drivers.spawn(keep_uploaded(Arc::clone(&registry.node)));
+        registry.drivers.spawn(Arc::clone(&registry.node.decisions).keep_written());
         info!(cpu:% = limits.cpu, memory:% = limits.memory; "sandboxes may use this much");
         Ok(registry)
+    }
+
+    /// Every group's egress process.
+    pub fn egress(&self) -> &Egress {
+        &self.node.egress
+    }
+
+    /// What was decided about the sandboxes' flows.
+    pub fn decisions(&self) -> &Decisions {
+        &self.node.decisions
     }
 
     /// How many network slots are made ahead.
@@ -289,6 +311,7 @@ impl Registry {
     ) -> Result<(SandboxId, watch::Receiver<Status>), CreateError> {
         let Draft { group, spec, image, origin, request_id } = draft;
         let demand = limits::demand(spec.resources);
+        let gives_policy = spec.egress_json.is_some();
         let (from_snapshot, data) = origin.map(|it| (it.snapshot, it.data)).unzip();
         let saved = data.map(|snapshot| Saved {
             snapshot,
@@ -308,6 +331,7 @@ impl Registry {
             uid: None,
             saved,
             from_snapshot: from_snapshot.flatten(),
+            egress_generation: u64::from(gives_policy),
         };
         if let Some(known) = self.made_before(&record.group, record.request_id.as_deref())? {
             return self.watch(&known).ok_or(CreateError::Gone { id: known });
@@ -318,6 +342,7 @@ impl Registry {
         match off_thread(move || store.create_sandbox(&stored)).await? {
             Put::New => {
                 fault::at(Point::CreateAccepted);
+                self.node.decisions.begin(&record.id);
                 let (id, intent) = (record.id.clone(), Intent::new(&record.id, Operation::Create));
                 let launch = Launch { image, reservation, intent };
                 Ok((id, self.drive(record, Beginning::Launch(Box::new(launch)))))
@@ -537,8 +562,10 @@ impl Registry {
         if let Some(remote) = self.node.snapshots.remote() {
             remote.stop();
         }
+        self.node.decisions.stop();
         self.drivers.close();
         self.drivers.wait().await;
+        self.node.egress.stop().await;
     }
 
     pub(super) fn live(&self, id: &SandboxId) -> Result<Arc<Live>, ExecError> {

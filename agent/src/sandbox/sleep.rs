@@ -113,6 +113,20 @@ impl Registry {
 
     /// Gives the sandbox another policy. Answers when it rules.
     pub async fn change_lifecycle(&self, id: &SandboxId, json: String) -> Result<(), PolicyError> {
+        self.change(id, |reply| Ask::Lifecycle(json.clone(), reply)).await
+    }
+
+    /// Gives the sandbox another egress policy. Answers how often it was given one when this one is
+    /// durable and rules: no byte of a flow that it does not allow passes after that.
+    pub async fn change_egress(&self, id: &SandboxId, json: String) -> Result<u64, PolicyError> {
+        self.change(id, |reply| Ask::Egress(json.clone(), reply)).await
+    }
+
+    async fn change<T, E: Into<PolicyError>>(
+        &self,
+        id: &SandboxId,
+        ask: impl Fn(oneshot::Sender<Result<T, E>>) -> Ask,
+    ) -> Result<T, PolicyError> {
         let mut handle = self.handle(id).ok_or_else(|| PolicyError::NotFound { id: id.clone() })?;
         let passing = [State::Creating, State::Stopping, State::Resuming];
         let settled = |status: &Status| status.gone || !passing.contains(&status.state);
@@ -125,12 +139,12 @@ impl Registry {
                     .await
                     .map_or(true, |status| status.gone || status.state == State::Deleting);
                 let (reply, replied) = oneshot::channel();
-                let asked = handle.inbox.send(Ask::Lifecycle(json.clone(), reply)).await;
+                let asked = handle.inbox.send(ask(reply)).await;
                 if gone || asked.is_err() {
                     return Err(PolicyError::NotFound { id: id.clone() });
                 }
                 match replied.await {
-                    Ok(stored) => return Ok(stored?),
+                    Ok(stored) => return stored.map_err(Into::into),
                     Err(_) => tokio::time::sleep(ASK_AGAIN).await,
                 }
             }

@@ -246,6 +246,7 @@ impl Driver {
             }
         };
         fault::at(Point::ResumeSpawned);
+        self.let_out(&mut machine).await;
         let parted = match self.restore(&mut machine, &mut phases).await {
             Booting::Booted(booted) => self.serve(&mut machine, booted, phases).await,
             Booting::Failed => Parted::Ended,

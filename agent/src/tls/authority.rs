@@ -67,6 +67,11 @@ pub struct Authority {
 impl Authority {
     /// Reads the CA of `folder`, or makes it.
     pub fn load(folder: &Path) -> Result<Self, TlsError> {
+        Self::load_as(folder, "Holdfast node CA")
+    }
+
+    /// As [`Self::load`], of a CA with another name.
+    pub fn load_as(folder: &Path, called: &str) -> Result<Self, TlsError> {
         let (key_path, pem_path) = (folder.join("ca.key"), folder.join("ca.pem"));
         let form = |path: &Path| {
             let path = path.to_owned();
@@ -82,7 +87,7 @@ impl Authority {
                 key
             }
         };
-        let params = ca_params(&key);
+        let params = ca_params(&key, called);
         let pem = match read(&pem_path)? {
             Some(text) => text,
             None => {
@@ -102,6 +107,11 @@ impl Authority {
     /// The certificate, for clients to trust.
     pub fn pem(&self) -> &str {
         &self.pem
+    }
+
+    /// The key, for a process that signs by itself. PKCS #8.
+    pub fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
     }
 
     /// SHA-256 of the certificate, in hex.
@@ -140,10 +150,10 @@ impl Authority {
 
 /// Made from the key alone, so that the issuer of a certificate signed after a restart is the one
 /// in the CA's certificate.
-fn ca_params(key: &KeyPair) -> CertificateParams {
+fn ca_params(key: &KeyPair, called: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     let id = hex(&Sha256::digest(key.der_bytes())[..4]);
-    params.distinguished_name = name(&format!("Holdfast node CA {id}"));
+    params.distinguished_name = name(&format!("{called} {id}"));
     // It signs what serves, and no other CA.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

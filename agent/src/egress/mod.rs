@@ -1,0 +1,325 @@
+//! The processes through which sandboxes talk to the outside: one `holdfast-egress` for each group
+//! that has a sandbox that runs.
+//!
+//! What is to be is kept here, and brought to the process whenever that changes or the process is a
+//! new one. A process that ends is started again and told everything before it serves anybody; one
+//! that outlived an earlier agent is found by its socket. While there is none, nothing leaves.
+
+mod decisions;
+mod error;
+mod link;
+mod process;
+mod setup;
+mod supervisor;
+mod told;
+
+use std::{
+    collections::HashMap,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, atomic::Ordering},
+};
+
+use fs_err as fs;
+use holdfast_jail::{CgroupTree, SlotSockets};
+use holdfast_model::{GroupKey, SandboxId};
+use holdfast_wire::egress::{self as wire, Credential};
+use log::{info, warn};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+
+pub(crate) use self::setup::parse_resolver;
+pub use self::{
+    decisions::{Decided, Decisions, Report},
+    error::EgressError,
+    process::EGRESS_UID,
+    told::sink,
+};
+use self::{
+    process::{CGROUP_PREFIX, Place},
+    setup::Setup,
+    supervisor::{Ask, Gauges, Supervisor},
+};
+use crate::{
+    auth::hex, blocking::off_thread, config::Config, error_chain::error_chain, metrics::Metrics,
+    tls::Authority,
+};
+
+/// Asks waiting for one group: as many as there may be launches under way, and policies being
+/// changed, at once.
+const INBOX_MAX: usize = 256;
+
+/// Bytes of a group's digest in names of files and cgroups.
+const NAME_BYTES: usize = 10;
+
+/// By what a sandbox's flows are judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// Grows with every change.
+    pub generation: u64,
+    /// JSON.
+    pub policy: Vec<u8>,
+    /// Values of everything that the policy refers to.
+    pub secrets: Vec<Credential>,
+}
+
+/// How the sockets of a sandbox's slot are had.
+#[derive(Debug)]
+pub enum Way {
+    /// They were made with it.
+    Sockets(SlotSockets),
+    /// An earlier agent had handed them over. Whether anybody has them still is found out: by the
+    /// tap they can be made again.
+    Tap(OwnedFd),
+}
+
+/// What takes decisions, off the async threads' way: it must not block.
+pub type Sink = Arc<dyn Fn(&GroupKey, wire::Decisions) + Send + Sync>;
+
+/// Every group's egress process.
+pub struct Egress {
+    shared: Arc<Shared>,
+    groups: Mutex<Groups>,
+    supervisors: TaskTracker,
+}
+
+#[derive(Default)]
+struct Groups {
+    known: HashMap<GroupKey, Group>,
+    /// Everything that an earlier agent left has been asked for again.
+    settled: bool,
+}
+
+#[derive(Clone)]
+struct Group {
+    asks: mpsc::Sender<Ask>,
+    ca: Arc<Authority>,
+    gauges: Arc<Gauges>,
+}
+
+/// What every supervisor has.
+struct Shared {
+    program: PathBuf,
+    run: PathBuf,
+    state: PathBuf,
+    cgroups: CgroupTree,
+    config: crate::config::Egress,
+    setup: RwLock<Setup>,
+    metrics: Arc<Metrics>,
+    sink: Sink,
+}
+
+impl Shared {
+    fn setup(&self) -> Setup {
+        self.setup.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn place(&self, group: &GroupKey) -> Place {
+        let name = name_of(group);
+        Place {
+            program: self.program.clone(),
+            socket: self.run.join(format!("{name}.sock")),
+            cgroups: self.cgroups.clone(),
+            name: format!("{CGROUP_PREFIX}{name}"),
+        }
+    }
+}
+
+impl Egress {
+    /// Ready for sandboxes. No process is started before there is one. Blocks.
+    pub fn open(
+        config: &Config,
+        metrics: Arc<Metrics>,
+        sink: Sink,
+    ) -> Result<Arc<Self>, EgressError> {
+        let paths = &config.paths;
+        let shared = Shared {
+            program: paths.egress.clone(),
+            run: paths.run.join("egress"),
+            state: paths.state.join("egress"),
+            cgroups: CgroupTree::new(&paths.cgroups),
+            config: config.egress.clone(),
+            setup: RwLock::new(Setup::load(&config.egress)?),
+            metrics,
+            sink,
+        };
+        Ok(Arc::new(Self {
+            shared: Arc::new(shared),
+            groups: Mutex::default(),
+            supervisors: TaskTracker::new(),
+        }))
+    }
+
+    /// The certificate of a group's CA, for its guests to trust. It is made when it is first asked
+    /// for.
+    pub async fn ca_pem(&self, group: &GroupKey) -> Result<String, EgressError> {
+        Ok(self.group(group).await?.ca.pem().to_owned())
+    }
+
+    /// Has a sandbox's flows carried on, by these rules. Answers when they hold. After a failure it
+    /// is tried again for as long as the sandbox is not removed; until then nothing leaves it.
+    pub async fn put(
+        &self,
+        group: &GroupKey,
+        sandbox: &SandboxId,
+        way: Way,
+        rules: Rules,
+    ) -> Result<(), EgressError> {
+        let sandbox = sandbox.clone();
+        self.ask(group, |reply| Ask::Put { sandbox, way, rules, reply }).await
+    }
+
+    /// Has a sandbox's flows judged by other rules. Answers when they hold everywhere: no byte of a
+    /// flow that they do not allow passes after that. After a failure the rules are as they were.
+    pub async fn change(
+        &self,
+        group: &GroupKey,
+        sandbox: &SandboxId,
+        rules: Rules,
+    ) -> Result<(), EgressError> {
+        let sandbox = sandbox.clone();
+        self.ask(group, |reply| Ask::Change { sandbox, rules, reply }).await
+    }
+
+    /// Ends a sandbox's flows. Answers when its sockets are closed.
+    pub async fn remove(&self, group: &GroupKey, sandbox: &SandboxId) {
+        // Of a group that nobody asked anything of there is nothing to remove.
+        if !self.groups().known.contains_key(group) {
+            return;
+        }
+        let sandbox = sandbox.clone();
+        if let Err(error) = self.ask(group, |reply| Ask::Remove { sandbox, reply }).await {
+            // It goes with its process, or when that is found again.
+            warn!(error:% = error_chain(&error); "a sandbox's egress is not removed yet");
+        }
+    }
+
+    /// Everything that an earlier agent left was asked for again: what is there beside it goes.
+    pub async fn settle(&self) {
+        let asks: Vec<_> = {
+            let mut groups = self.groups();
+            groups.settled = true;
+            groups.known.values().map(|group| group.asks.clone()).collect()
+        };
+        for asks in asks {
+            let _ = asks.send(Ask::Settled).await;
+        }
+        let known: Vec<String> = self.groups().known.keys().map(name_of).collect();
+        let shared = Arc::clone(&self.shared);
+        let swept = off_thread(move || sweep(&shared, &known)).await;
+        if let Err(error) = swept {
+            warn!(error:% = error_chain(&error); "egress processes without a group are left");
+        }
+    }
+
+    /// Tells the processes when the node's addresses or its name servers are others now.
+    pub async fn refresh(&self) {
+        let config = self.shared.config.clone();
+        let now = match off_thread(move || Setup::load(&config)).await {
+            Ok(now) => now,
+            Err(error) => {
+                warn!(error:% = error_chain(&error); "egress is configured as it was");
+                return;
+            }
+        };
+        let asks: Vec<_> = {
+            let mut setup = self.shared.setup.write().unwrap_or_else(PoisonError::into_inner);
+            if !now.differs(&setup) {
+                return;
+            }
+            *setup = now;
+            self.groups().known.values().map(|group| group.asks.clone()).collect()
+        };
+        info!("addresses or name servers of the node are others");
+        for asks in asks {
+            let _ = asks.send(Ask::Configure).await;
+        }
+    }
+
+    /// How many processes serve, and how many sandboxes are to be served.
+    pub fn counts(&self) -> (usize, usize) {
+        let groups = self.groups();
+        let gauges = || groups.known.values().map(|group| &group.gauges);
+        let serving = gauges().filter(|gauges| gauges.serves.load(Ordering::Relaxed)).count();
+        (serving, gauges().map(|gauges| gauges.sandboxes.load(Ordering::Relaxed)).sum())
+    }
+
+    /// Leaves every process as it is, for the next agent. Nothing is asked of them any more.
+    pub async fn stop(&self) {
+        self.groups().known.clear();
+        self.supervisors.close();
+        self.supervisors.wait().await;
+    }
+
+    async fn ask(
+        &self,
+        group: &GroupKey,
+        ask: impl FnOnce(oneshot::Sender<Result<(), EgressError>>) -> Ask,
+    ) -> Result<(), EgressError> {
+        let (reply, replied) = oneshot::channel();
+        let asks = self.group(group).await?.asks;
+        asks.send(ask(reply)).await.map_err(|_| EgressError::Ended)?;
+        replied.await.map_err(|_| EgressError::Ended)?
+    }
+
+    /// The group, with somebody who looks after its process.
+    async fn group(&self, key: &GroupKey) -> Result<Group, EgressError> {
+        if let Some(group) = self.groups().known.get(key) {
+            return Ok(group.clone());
+        }
+        let folder = self.shared.state.join(name_of(key));
+        let group = key.clone();
+        let ca = off_thread(move || {
+            let made = Authority::load_as(&folder, "Holdfast egress CA");
+            made.map_err(|source| EgressError::Authority { group, source })
+        });
+        let ca = Arc::new(ca.await?);
+        let mut groups = self.groups();
+        let settled = groups.settled;
+        // Somebody else may have been faster; both have read the same files.
+        let group = groups.known.entry(key.clone()).or_insert_with(|| {
+            let (asks, inbox) = mpsc::channel(INBOX_MAX);
+            let (shared, gauges) = (Arc::clone(&self.shared), Arc::<Gauges>::default());
+            let supervisor =
+                Supervisor::new(shared, key.clone(), Arc::clone(&ca), settled, Arc::clone(&gauges));
+            self.supervisors.spawn(supervisor.run(inbox));
+            Group { asks, ca, gauges }
+        });
+        Ok(group.clone())
+    }
+
+    fn groups(&self) -> MutexGuard<'_, Groups> {
+        // Nothing that holds the lock can panic half way through a change.
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A name that files and cgroups can have, and no other group has.
+fn name_of(group: &GroupKey) -> String {
+    hex(&Sha256::digest(group.to_string())[..NAME_BYTES])
+}
+
+/// Ends processes of groups that have no sandbox any more. Blocks.
+fn sweep(shared: &Shared, known: &[String]) -> Result<(), EgressError> {
+    let stray = |name: &str| !known.iter().any(|known| known == name);
+    shared.cgroups.sweep(|name| name.strip_prefix(CGROUP_PREFIX).is_some_and(stray))?;
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| EgressError::File { action: "sweep", path, source }
+    };
+    let entries = match fs::read_dir(&shared.run) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(failed(&shared.run)(source)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed(&shared.run))?;
+        let name = entry.file_name();
+        let name = name.to_str().and_then(|name| name.strip_suffix(".sock"));
+        if name.is_some_and(stray) {
+            fs::remove_file(entry.path()).map_err(failed(&entry.path()))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,199 @@
+//! One egress process: started with its two sockets, or found again by the one that has a name.
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use fs_err as fs;
+use holdfast_jail::{Cgroup, CgroupTree, Confinement, Handover, Identity, Limits, confine};
+use holdfast_model::{Mib, MilliCpu};
+use holdfast_wire::egress::{CONTROL_FD, LISTEN_FD};
+use log::warn;
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+        socketpair,
+    },
+    process::geteuid,
+};
+use tokio::process::{Child, Command};
+
+use super::EgressError;
+use crate::blocking::off_thread;
+
+/// User and group of every egress process. The host's rules know it by this.
+pub const EGRESS_UID: u32 = 199_998;
+
+/// Names of their cgroups begin so; no sandbox's does.
+pub(super) const CGROUP_PREFIX: &str = "egress-";
+
+/// Memory of one, buffers of its connections in the kernel included: what a full house of one
+/// sandbox needs, and some.
+const MEMORY: Mib = Mib(1024);
+
+/// Half of what a sandbox of one CPU has for each of the same: guests that send much wait for their
+/// own proxy, not for others.
+const CPU_WEIGHT: u32 = 100;
+
+/// Threads: one that serves, and a few that begin and end with it.
+const PIDS_MAX: u32 = 64;
+
+/// Agents that wait to be let in. There is one.
+const BACKLOG: i32 = 4;
+
+/// What the environment may tell: where the system's TLS roots are.
+const ENVIRONMENT: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
+
+/// Where one is and what it is held by.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) program: PathBuf,
+    /// Of the socket by which it is found.
+    pub(super) socket: PathBuf,
+    pub(super) cgroups: CgroupTree,
+    /// Of its cgroup.
+    pub(super) name: String,
+}
+
+/// A process that runs.
+#[derive(Debug)]
+pub(super) struct Process {
+    /// `None`: an earlier agent's.
+    child: Option<Child>,
+    /// `None` where there are no cgroups: then no sandbox runs here either.
+    cgroup: Option<Cgroup>,
+    socket: PathBuf,
+}
+
+impl Place {
+    /// The one that an earlier agent left, and a connection to it. `None`: it is gone, and what was
+    /// left of it too. Blocks.
+    pub(super) fn find(&self) -> Result<Option<(Process, OwnedFd)>, EgressError> {
+        let cgroup = self.cgroups.adopt(&self.name)?;
+        let socket = socket_with(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )
+        .map_err(|errno| EgressError::Link(errno.into()))?;
+        match connect(&socket, &self.address()?) {
+            Ok(()) => {
+                let process = Process { child: None, cgroup, socket: self.socket.clone() };
+                Ok(Some((process, socket)))
+            }
+            // Nobody listens. What is left in its cgroup goes with the guard.
+            Err(_) => {
+                drop(cgroup);
+                Ok(None)
+            }
+        }
+    }
+
+    /// A new one, and the connection to it. Blocks for some milliseconds.
+    pub(super) fn start(&self) -> Result<(Process, OwnedFd), EgressError> {
+        let listener = self.listen()?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+        let (own, theirs) = pair.map_err(|errno| EgressError::Link(errno.into()))?;
+        let cgroup = self.cgroup();
+        let mut handover = Handover::default();
+        handover.place(theirs, CONTROL_FD)?;
+        handover.place(listener, LISTEN_FD)?;
+        // An agent that is not root is all there is.
+        let identity = geteuid().is_root().then_some(Identity { uid: EGRESS_UID, gid: EGRESS_UID });
+        let mut confinement = Confinement::new(handover, identity);
+        if let Some(cgroup) = &cgroup {
+            confinement = confinement.in_cgroup(cgroup)?;
+        }
+        let mut command = std::process::Command::new(&self.program);
+        confine(&mut command, confinement);
+        for name in ENVIRONMENT {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        // Its log outlives this agent: it goes where ours does.
+        let child = Command::from(command)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .map_err(|source| EgressError::Start { program: self.program.clone(), source })?;
+        Ok((Process { child: Some(child), cgroup, socket: self.socket.clone() }, own))
+    }
+
+    fn listen(&self) -> Result<OwnedFd, EgressError> {
+        let failed = |action| {
+            let path = self.socket.clone();
+            move |source| EgressError::File { action, path, source }
+        };
+        let folder = self.socket.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(folder).map_err(failed("make the folder of"))?;
+        match fs::remove_file(&self.socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove")(error));
+            }
+            _ => {}
+        }
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let address = self.address()?;
+        socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .and_then(|socket| bind(&socket, &address).map(|()| socket))
+            .and_then(|socket| listen(&socket, BACKLOG).map(|()| socket))
+            .map_err(|errno: Errno| failed("listen on")(errno.into()))
+    }
+
+    fn address(&self) -> Result<SocketAddrUnix, EgressError> {
+        SocketAddrUnix::new(&self.socket).map_err(|errno| EgressError::File {
+            action: "use as a socket",
+            path: self.socket.clone(),
+            source: errno.into(),
+        })
+    }
+
+    fn cgroup(&self) -> Option<Cgroup> {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let limits = Limits {
+            cpu: MilliCpu(u32::try_from(cpus * 1000).unwrap_or(u32::MAX)),
+            cpu_weight: CPU_WEIGHT,
+            memory: MEMORY,
+            pids: PIDS_MAX,
+            io: None,
+        };
+        let made = self.cgroups.prepare().and_then(|()| self.cgroups.create(&self.name, limits));
+        made.inspect_err(|error| warn!(error:%; "an egress process runs without a cgroup")).ok()
+    }
+}
+
+impl Process {
+    /// Ends it, and waits for its end.
+    pub(super) async fn end(self) {
+        let Self { child, cgroup, socket } = self;
+        if let Some(mut child) = child {
+            // Fails when it has ended, which is what is wanted.
+            let _ = child.start_kill();
+            if let Ok(status) = child.wait().await
+                && status.code().is_some()
+            {
+                warn!(how:% = holdfast_jail::in_words(status); "an egress process had ended");
+            }
+        }
+        off_thread(move || {
+            let _ = fs::remove_file(&socket);
+            drop(cgroup);
+        })
+        .await;
+    }
+
+    /// Leaves it as it is, for the next agent.
+    pub(super) fn detach(self) {
+        if let Some(cgroup) = self.cgroup {
+            cgroup.detach();
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What every egress process of this node is configured with.
+
+use std::net::IpAddr;
+
+use fs_err as fs;
+use holdfast_model::GroupKey;
+use holdfast_wire::egress::{Configure, Resolver, UpstreamProxy};
+
+use super::EgressError;
+use crate::{config, tls};
+
+/// Where the system's own name servers are named.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Name servers asked at most, as with the C library.
+const RESOLVERS_MAX: usize = 3;
+
+/// Port of a name server that none is given for.
+const DNS_PORT: u16 = 53;
+
+/// Of the configuration, with the files it names read.
+#[derive(Debug, Clone)]
+pub(super) struct Setup {
+    config: config::Egress,
+    extra_roots_pem: String,
+    upstream_proxy: Option<UpstreamProxy>,
+    /// Of this node now.
+    addresses: Vec<IpAddr>,
+    resolvers: Vec<Resolver>,
+}
+
+impl Setup {
+    /// Blocks for reading some files.
+    pub(super) fn load(config: &config::Egress) -> Result<Self, EgressError> {
+        let failed = |path: &str| {
+            let path = path.into();
+            move |source| EgressError::File { action: "read", path, source }
+        };
+        let extra_roots_pem = match config.extra_roots.as_str() {
+            "" => String::new(),
+            path => fs::read_to_string(path).map_err(failed(path))?,
+        };
+        let resolvers = if config.resolvers.is_empty() {
+            // Read at each look: DHCP writes it.
+            name_servers(&fs::read_to_string(RESOLV_CONF).unwrap_or_default())
+        } else {
+            config.resolvers.iter().filter_map(|text| parse_resolver(text)).collect()
+        };
+        Ok(Self {
+            upstream_proxy: config.upstream_proxy(),
+            config: config.clone(),
+            extra_roots_pem,
+            addresses: tls::addresses().into_iter().collect(),
+            resolvers,
+        })
+    }
+
+    /// Whether a process that has the other must be told this one.
+    pub(super) fn differs(&self, other: &Self) -> bool {
+        self.addresses != other.addresses || self.resolvers != other.resolvers
+    }
+
+    pub(super) fn configure(&self, group: &GroupKey, ca: &tls::Authority) -> Configure {
+        let lifted = |name: &str| self.config.lifted.get(name).into_iter().flatten().cloned();
+        Configure {
+            ca_cert_pem: ca.pem().to_owned(),
+            ca_key_pem: ca.key_pem(),
+            extra_roots_pem: self.extra_roots_pem.clone(),
+            resolvers: self.resolvers.clone(),
+            deny_exceptions: lifted("*").chain(lifted(group.name())).collect(),
+            node_addresses: self.addresses.clone(),
+            limits: self.config.limits(),
+            upstream_proxy: self.upstream_proxy.clone(),
+        }
+    }
+}
+
+/// `ADDRESS` or `ADDRESS:PORT`, with brackets around an IPv6 address that has a port.
+pub(crate) fn parse_resolver(text: &str) -> Option<Resolver> {
+    if let Ok(address) = text.parse() {
+        return Some(Resolver { address, port: DNS_PORT });
+    }
+    let socket: std::net::SocketAddr = text.parse().ok()?;
+    Some(Resolver { address: socket.ip(), port: socket.port() })
+}
+
+/// The name servers of resolv.conf(5).
+fn name_servers(text: &str) -> Vec<Resolver> {
+    let server = |line: &str| {
+        let mut words = line.split_whitespace();
+        // An address with a zone is of a link-local one, which no other process can ask.
+        (words.next() == Some("nameserver"))
+            .then(|| words.next())
+            .flatten()
+            .and_then(parse_resolver)
+    };
+    text.lines().filter_map(server).take(RESOLVERS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolver(address: &str, port: u16) -> Resolver {
+        Resolver { address: address.parse().unwrap(), port }
+    }
+
+    #[test]
+    fn name_servers_are_read_as_the_c_library_does() {
+        let text = "# a comment\nsearch example.test\nnameserver 127.0.0.53\noptions edns0\n\
+                    nameserver\t2001:db8::1\nnameserver fe80::1%eth0\nnameservers 1.1.1.1\n\
+                    nameserver 10.0.0.1 # ours\nnameserver 10.0.0.2\n";
+        let expected =
+            [resolver("127.0.0.53", 53), resolver("2001:db8::1", 53), resolver("10.0.0.1", 53)];
+        assert_eq!(name_servers(text), expected);
+        assert_eq!(name_servers(""), []);
+    }
+
+    #[test]
+    fn a_resolver_has_the_usual_port_unless_it_has_another() {
+        assert_eq!(parse_resolver("10.0.0.1"), Some(resolver("10.0.0.1", 53)));
+        assert_eq!(parse_resolver("10.0.0.1:5353"), Some(resolver("10.0.0.1", 5353)));
+        assert_eq!(parse_resolver("[2001:db8::1]:54"), Some(resolver("2001:db8::1", 54)));
+        assert_eq!(parse_resolver("2001:db8::1"), Some(resolver("2001:db8::1", 53)));
+        for text in ["", "dns.test", "10.0.0.1:", "10.0.0", "10.0.0.1:70000"] {
+            assert_eq!(parse_resolver(text), None, "{text:?}");
+        }
+    }
+}
