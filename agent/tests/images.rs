@@ -30,6 +30,7 @@ fn sandbox_of(record: &DiskImageRecord, image: Digest) -> SandboxRecord {
             entrypoint: None,
             cmd: None,
             lifecycle_json: None,
+            egress_json: None,
         },
         state: State::Failed,
         failure: Some("not started".to_owned()),
@@ -39,6 +40,7 @@ fn sandbox_of(record: &DiskImageRecord, image: Digest) -> SandboxRecord {
         uid: None,
         saved: None,
         from_snapshot: None,
+        egress_generation: 0,
     }
 }
 

@@ -11,6 +11,7 @@ mod cidr;
 mod decide;
 mod deny;
 mod error;
+mod explain;
 mod flow;
 mod header;
 mod host;
@@ -26,6 +27,7 @@ pub use cidr::{BadCidr, Cidr};
 pub use decide::{decide, refused_address};
 pub use deny::{DENY_RANGES, Denied, DenySet};
 pub use error::{Place, PolicyError, Problem};
+pub use explain::{BadQuestion, Step, explain};
 pub use flow::{BadMethod, DnsType, Flow, Method, Protocol, Scheme};
 pub use header::{
     BadHeader, Header, HeaderChange, HeaderName, HeaderValue, Identity, ManagedIdentityRef,

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use serde::{Deserialize, Deserializer, de::Error as _};
+
 use crate::{
     Action, CidrRule, DnsType, Header, HeaderChange, HeaderName, HeaderValue, HostName,
     HostPattern, HostRule, Identity, ManagedIdentityRef, Match, Method, PathPattern, Place, Policy,
@@ -27,6 +29,18 @@ impl Policy {
             .map_err(|error| of_serde(bytes, &error))?;
         input.end().map_err(|error| at("", Problem::Syntax(error.to_string())))?;
         policy.0.check()
+    }
+}
+
+/// As a part of another JSON text. Its length is that of what is made of it.
+impl<'de> Deserialize<'de> for Policy {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let wire = Object::<wire::Policy>::deserialize(from)?;
+        let policy = wire.0.check().map_err(D::Error::custom)?;
+        if policy.to_json().len() > POLICY_BYTES_MAX {
+            return Err(D::Error::custom(at("", Problem::Bytes { max: POLICY_BYTES_MAX })));
+        }
+        Ok(policy)
     }
 }
 

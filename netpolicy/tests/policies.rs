@@ -352,3 +352,18 @@ fn f11_a_policy_over_a_limit_is_refused_whole() {
     let text = text.unwrap_err().to_string();
     assert!(text.starts_with("headers of all rules: is longer than 65536 bytes"), "{text}");
 }
+
+#[test]
+fn a_policy_within_another_text_is_read_with_the_same_strictness() {
+    let read = |text: &str| serde_json::from_str::<Policy>(text).map_err(|error| error.to_string());
+    assert_eq!(read(&full().to_string()).unwrap(), parse(&full()).unwrap());
+    let wrong = r#"{"defaultAction":"Deny","rules":[{"name":"n","match":{"host":"*.com"},"action":{"type":"Allow"}}]}"#;
+    let error = read(wrong).unwrap_err();
+    assert!(error.starts_with(r#"rules[0] "n": match.host: "*.com" is no pattern"#), "{error}");
+    assert!(read(r#"{"defaultAction":"Deny","defaultAction":"Allow"}"#).is_err());
+    let long = json!({"defaultAction": "Deny", "hostRules": vec![
+        json!({"pattern": format!("{}.{}.{}.test", "a".repeat(60), "b".repeat(60), "c".repeat(60)), "action": "Deny"});
+        HOST_RULES_MAX
+    ]});
+    assert!(read(&long.to_string()).unwrap_err().starts_with("is longer than 131072 bytes"));
+}

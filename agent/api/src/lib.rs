@@ -7,6 +7,7 @@
 
 pub mod decode;
 pub mod disk_image;
+pub mod egress;
 pub mod error;
 pub mod exec;
 pub mod exec_id;
@@ -17,6 +18,7 @@ pub mod node;
 pub mod page;
 pub mod path;
 pub mod sandbox;
+pub mod secret;
 pub mod snapshot;
 pub mod stream;
 

@@ -77,6 +77,31 @@ pub fn public_disk_images(key: &GroupKey) -> String {
     format!("{}/diskimages/public", group(key))
 }
 
+/// POST of a policy: what may leave the sandbox from now on.
+pub fn egress_policy(key: &GroupKey, id: &str) -> String {
+    format!("{}/egresspolicy", sandbox(key, id))
+}
+
+/// What was decided about the sandbox's flows: [`crate::egress::EgressDecisions`]. With the query
+/// parameter `after` only those of a higher number.
+pub fn egress_decisions(key: &GroupKey, id: &str) -> String {
+    format!("{}/egress-decisions", sandbox(key, id))
+}
+
+/// What would be decided, and why: [`crate::egress::Explanation`]. With the query parameters `url`
+/// and `method`.
+pub fn egress_explain(key: &GroupKey, id: &str) -> String {
+    format!("/v1{}/egress-explain", sandbox(key, id))
+}
+
+pub fn secrets(key: &GroupKey) -> String {
+    format!("{}/secrets", group(key))
+}
+
+pub fn secret(key: &GroupKey, id: &str) -> String {
+    format!("{}/secrets/{id}", group(key))
+}
+
 /// What a sandbox is made of on the node: [`crate::node::SandboxDetails`].
 pub fn details(key: &GroupKey, id: &str) -> String {
     format!("/v1{}/details", sandbox(key, id))

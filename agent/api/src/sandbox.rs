@@ -8,11 +8,13 @@ use holdfast_model::{
     id::BadId,
     sandbox::{CloneSpec, ImageSource, NewSandbox},
 };
+use holdfast_netpolicy::Policy;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
     decode::BadBody,
+    egress,
     labels::{self, Labels},
     lifecycle::Lifecycle,
     path,
@@ -48,6 +50,8 @@ pub struct CreateSandbox {
     pub entrypoint: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cmd: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress_policy: Option<Policy>,
 
     // Fields of the contract that this node does not carry out yet. They are read so that they can
     // be refused by name.
@@ -55,8 +59,6 @@ pub struct CreateSandbox {
     pub preset_sandbox_type: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub egress_policy: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volumes: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,6 +140,9 @@ pub struct Sandbox {
     pub entrypoint: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cmd: Option<Vec<String>>,
+    /// The one in force, given or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress_policy: Option<Policy>,
 }
 
 /// States by their public names.
@@ -260,6 +265,7 @@ impl Sandbox {
             created_at: Some(created_at),
             entrypoint: spec.entrypoint.clone(),
             cmd: spec.cmd.clone(),
+            egress_policy: Some(egress::of_record(spec.egress_json.as_deref())),
         }
     }
 }
@@ -301,7 +307,8 @@ fn clone_spec(snapshot: SnapshotId, request: CreateSandbox) -> Result<CloneSpec,
     let labels = request.labels.unwrap_or_default();
     labels::check(&labels)?;
     let lifecycle_json = request.lifecycle.as_ref().map(Lifecycle::checked_json).transpose()?;
-    Ok(CloneSpec { snapshot, labels, lifecycle_json })
+    let egress_json = request.egress_policy.as_ref().map(Policy::to_json);
+    Ok(CloneSpec { snapshot, labels, lifecycle_json, egress_json })
 }
 
 impl TryFrom<CreateSandbox> for SandboxSpec {
@@ -327,6 +334,7 @@ impl TryFrom<CreateSandbox> for SandboxSpec {
             entrypoint: request.entrypoint,
             cmd: request.cmd,
             lifecycle_json: request.lifecycle.as_ref().map(Lifecycle::checked_json).transpose()?,
+            egress_json: request.egress_policy.as_ref().map(Policy::to_json),
         })
     }
 }
@@ -336,7 +344,6 @@ fn refuse_unsupported(request: &CreateSandbox) -> Result<(), BadBody> {
     let fields = [
         ("presetSandboxType", request.preset_sandbox_type.as_ref()),
         ("connections", request.connections.as_ref()),
-        ("egressPolicy", request.egress_policy.as_ref()),
         ("volumes", request.volumes.as_ref()),
         ("ports", request.ports.as_ref()),
         ("skipEgressProxy", request.skip_egress_proxy.as_ref()),

@@ -74,6 +74,9 @@ pub struct SandboxSpec {
     pub cmd: Option<Vec<String>>,
     /// As the client sent it, returned as it came.
     pub lifecycle_json: Option<String>,
+    /// Its egress policy. `None`: nobody gave one, and nothing leaves.
+    #[serde(default)]
+    pub egress_json: Option<String>,
 }
 
 /// What a sandbox is to be that is made from a snapshot. The rest is as it was.
@@ -84,6 +87,8 @@ pub struct CloneSpec {
     pub labels: BTreeMap<String, String>,
     /// `None`: as it was.
     pub lifecycle_json: Option<String>,
+    /// `None`: as it was.
+    pub egress_json: Option<String>,
 }
 
 /// What a new sandbox is asked to be.

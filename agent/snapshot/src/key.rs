@@ -73,6 +73,32 @@ impl Key {
         Ok(opened.and_then(|()| sealed.try_into().ok()).map(Self))
     }
 
+    /// `text`, sealed with this key for one purpose, to be kept where others may read it.
+    pub fn seal(&self, purpose: &str, text: &[u8]) -> Result<Vec<u8>, SnapshotError> {
+        let salt: Salt16 = random()?;
+        let mut sealed = text.to_vec();
+        self.sealer_of(&salt, purpose)?.seal(0, &mut sealed)?;
+        Ok([&salt[..], &sealed].concat())
+    }
+
+    /// What [`Self::seal`] made. `None`: it was not made with this key for this purpose, or was
+    /// changed.
+    pub fn open(&self, purpose: &str, sealed: &[u8]) -> Result<Option<Vec<u8>>, SnapshotError> {
+        let Some((salt, sealed)) = sealed.split_first_chunk() else { return Ok(None) };
+        let mut text = sealed.to_vec();
+        let opened = self.sealer_of(salt, purpose)?.open(0, &mut text);
+        Ok(opened.map(|()| text))
+    }
+
+    /// What seals one text. Its salt is random, so that its key has no other use.
+    fn sealer_of(&self, salt: &Salt16, purpose: &str) -> Result<Sealer, SnapshotError> {
+        let salt = [&salt[..], purpose.as_bytes()].concat();
+        let bytes = self.derive(&salt, b"holdfast sealed text 1")?;
+        let key = UnboundKey::new(&AES_256_GCM, &bytes);
+        let key = key.map_err(|_| SnapshotError::Internal { what: "a text's key" })?;
+        Ok(Sealer(LessSafeKey::new(key)))
+    }
+
     fn derive(&self, salt: &[u8], purpose: &[u8]) -> Result<[u8; KEY_BYTES], SnapshotError> {
         let internal = |_| SnapshotError::Internal { what: "a derived key" };
         let purpose = [purpose];
@@ -164,6 +190,20 @@ mod tests {
         assert!(outer.unwrap(b"short").unwrap().is_none());
         wrapped[20] ^= 1;
         assert!(outer.unwrap(&wrapped).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_sealed_text_opens_with_its_key_and_for_its_purpose_only() {
+        let (key, other) = (Key::new([1; 32]), Key::new([2; 32]));
+        let mut sealed = key.seal("secret a", b"text").unwrap();
+        assert_ne!(sealed, key.seal("secret a", b"text").unwrap());
+        assert_eq!(key.open("secret a", &sealed).unwrap().unwrap(), b"text");
+        assert_eq!(key.open("secret b", &sealed).unwrap(), None);
+        assert_eq!(other.open("secret a", &sealed).unwrap(), None);
+        assert_eq!(key.open("secret a", &sealed[..20]).unwrap(), None);
+        assert_eq!(key.open("secret a", b"short").unwrap(), None);
+        sealed[20] ^= 1;
+        assert_eq!(key.open("secret a", &sealed).unwrap(), None);
     }
 
     #[test]

@@ -45,6 +45,7 @@ mod tests {
             entrypoint: None,
             cmd: None,
             lifecycle_json: lifecycle.map(str::to_owned),
+            egress_json: None,
         }
     }
 

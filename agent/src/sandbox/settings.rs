@@ -108,6 +108,7 @@ mod tests {
                 entrypoint: entrypoint.map(list),
                 cmd: cmd.map(list),
                 lifecycle_json: None,
+                egress_json: None,
             },
             state: State::Creating,
             failure: None,
@@ -117,6 +118,7 @@ mod tests {
             uid: None,
             saved: None,
             from_snapshot: None,
+            egress_generation: 0,
         }
     }
 

@@ -5,10 +5,12 @@
 //! makes writing ones off its async threads.
 #![forbid(unsafe_code)]
 
+mod decision;
 mod error;
 mod journal;
 mod operation;
 mod record;
+mod secret;
 mod store;
 mod table;
 
@@ -16,7 +18,7 @@ pub use error::StoreError;
 pub use journal::{Intent, Operation, Step};
 pub use operation::{Answer, Begun, OPERATION_AGE_MS_MAX, OPERATIONS_MAX};
 pub use record::{
-    DiskImageRecord, DiskImageState, GroupRecord, GroupSecretRecord, SandboxRecord, Saved,
-    SnapshotRecord,
+    DecisionRecord, DiskImageRecord, DiskImageState, GroupRecord, GroupSecretRecord, SandboxRecord,
+    Saved, SecretRecord, SnapshotRecord,
 };
 pub use store::{Put, SCHEMA_VERSION, Store};

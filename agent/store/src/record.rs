@@ -1,6 +1,6 @@
 //! The records themselves.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use holdfast_model::{
     Digest, DiskImageId, GroupKey, SandboxId, SandboxSpec, SnapshotId, State, StopReason,
@@ -31,6 +31,10 @@ pub struct SandboxRecord {
     /// The snapshot it was made from. It may be gone by now.
     #[serde(default)]
     pub from_snapshot: Option<SnapshotId>,
+    /// How often its egress policy was given, the first time included: decisions say under which
+    /// they were made.
+    #[serde(default)]
+    pub egress_generation: u64,
 }
 
 /// A suspend that was committed.
@@ -71,6 +75,57 @@ pub struct SnapshotRecord {
 pub struct GroupSecretRecord {
     pub group: GroupKey,
     pub wrapped: Vec<u8>,
+}
+
+/// Values of a group that rules refer to, sealed with the node's key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretRecord {
+    pub group: GroupKey,
+    pub id: String,
+    /// Names of its values.
+    pub keys: Vec<String>,
+    pub sealed: Vec<u8>,
+    /// Milliseconds since 1970.
+    pub created_at_ms: u64,
+    /// Milliseconds since 1970.
+    pub updated_at_ms: u64,
+}
+
+/// What was decided about one flow of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecisionRecord {
+    pub sandbox: SandboxId,
+    /// Counts the sandbox's decisions from 1 on.
+    pub sequence: u64,
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    pub allowed: bool,
+    /// `dns`, `tls`, `http`, `https`, `tcp` or `udp`.
+    pub scheme: String,
+    /// A name, or an address where there was no name.
+    pub host: String,
+    /// Of a request its method, of a query the record type; else empty.
+    #[serde(default)]
+    pub method: String,
+    /// Without the query.
+    #[serde(default)]
+    pub path: String,
+    /// What was dialled, if anything was.
+    #[serde(default)]
+    pub address: Option<IpAddr>,
+    #[serde(default)]
+    pub port: Option<u16>,
+    /// `rules[3] "name"`, `hostRules[0]`, `cidrRules[1]` or `default`.
+    pub rule: String,
+    pub reason: String,
+    /// Of the policy that it was made under.
+    pub generation: u64,
+    /// Bytes from the sandbox, if they were counted by then.
+    #[serde(default)]
+    pub sent_bytes: u64,
+    /// Bytes to the sandbox, if they were counted by then.
+    #[serde(default)]
+    pub received_bytes: u64,
 }
 
 /// Where a disk image is in its life.

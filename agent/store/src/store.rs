@@ -6,11 +6,11 @@ use std::{
 };
 
 use holdfast_model::{DiskImageId, GroupKey, SandboxId, SnapshotId};
-use redb::{Database, ReadableDatabase, TableDefinition, WriteTransaction};
+use redb::{Database, ReadTransaction, ReadableDatabase, TableDefinition, WriteTransaction};
 
 use crate::{
-    Answer, Begun, DiskImageRecord, GroupRecord, GroupSecretRecord, Intent, Operation,
-    SandboxRecord, SnapshotRecord, StoreError,
+    Answer, Begun, DecisionRecord, DiskImageRecord, GroupRecord, GroupSecretRecord, Intent,
+    Operation, SandboxRecord, SnapshotRecord, StoreError,
     operation::{AnswerRecord, OperationRecord, to_forget},
     table::{self, Record},
 };
@@ -114,7 +114,7 @@ impl Store {
     }
 
     /// One transaction: all of `change` or nothing, on disk when this returns.
-    fn write<T>(
+    pub(crate) fn write<T>(
         &self,
         action: &'static str,
         change: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
@@ -127,17 +127,26 @@ impl Store {
         }))
     }
 
-    fn get<R: Record>(&self, key: &str) -> Result<Option<R>, StoreError> {
-        let txn = self.database.begin_read().map_err(engine("begin reading"));
-        self.counted(txn.and_then(|txn| table::get(&txn, key)))
+    pub(crate) fn get<R: Record>(&self, key: &str) -> Result<Option<R>, StoreError> {
+        self.read(|txn| table::get(txn, key))
     }
 
-    fn list<R: Record>(&self, wanted: impl Fn(&R) -> bool) -> Result<Vec<R>, StoreError> {
-        let txn = self.database.begin_read().map_err(engine("begin reading"));
-        self.counted(txn.and_then(|txn| table::list(&txn, wanted)))
+    pub(crate) fn list<R: Record>(
+        &self,
+        wanted: impl Fn(&R) -> bool,
+    ) -> Result<Vec<R>, StoreError> {
+        self.read(|txn| table::list(txn, wanted))
     }
 
-    fn counted<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+    pub(crate) fn read<T>(
+        &self,
+        look: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let txn = self.database.begin_read().map_err(engine("begin reading"));
+        self.counted(txn.and_then(|txn| look(&txn)))
+    }
+
+    pub(crate) fn counted<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
         // What a client asked for too late is no fault of the store.
         if matches!(&outcome, Err(error) if !matches!(error, StoreError::NoSnapshot { .. })) {
             self.errors.fetch_add(1, Ordering::Relaxed);
@@ -150,11 +159,11 @@ impl Store {
         self.errors.load(Ordering::Relaxed)
     }
 
-    fn put<R: Record>(&self, record: &R) -> Result<(), StoreError> {
+    pub(crate) fn put<R: Record>(&self, record: &R) -> Result<(), StoreError> {
         self.write("put a record", |txn| table::put(txn, record))
     }
 
-    fn remove<R: Record>(&self, key: &str) -> Result<bool, StoreError> {
+    pub(crate) fn remove<R: Record>(&self, key: &str) -> Result<bool, StoreError> {
         self.write("remove a record", |txn| table::remove::<R>(txn, key))
     }
 
@@ -247,6 +256,7 @@ impl Store {
     pub fn remove_sandbox(&self, id: &SandboxId) -> Result<bool, StoreError> {
         self.write("remove a sandbox", |txn| {
             table::remove::<Intent>(txn, id.as_str())?;
+            table::remove_below::<DecisionRecord>(txn, id.as_str())?;
             table::remove::<SandboxRecord>(txn, id.as_str())
         })
     }

@@ -86,6 +86,55 @@ pub(crate) fn put<R: Record>(txn: &WriteTransaction, record: &R) -> Result<(), S
     Ok(())
 }
 
+/// Removes every record whose key is `above`, a `/`, and more.
+pub(crate) fn remove_below<R: Record>(
+    txn: &WriteTransaction,
+    above: &str,
+) -> Result<(), StoreError> {
+    let mut table = txn.open_table(R::definition()).map_err(StoreError::engine("open a table"))?;
+    let (first, end) = below(above);
+    table
+        .retain_in(first.as_str()..end.as_str(), |_, _| false)
+        .map_err(StoreError::engine("remove records"))
+}
+
+/// Every record whose key is `above`, a `/`, and more, in the order of their keys.
+pub(crate) fn list_below<R: Record>(
+    txn: &ReadTransaction,
+    above: &str,
+) -> Result<Vec<R>, StoreError> {
+    let table = match txn.open_table(R::definition()) {
+        Ok(table) => table,
+        Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+        Err(error) => return Err(StoreError::engine("open a table")(error)),
+    };
+    let (first, end) = below(above);
+    let range = table.range(first.as_str()..end.as_str());
+    let mut records = Vec::new();
+    for entry in range.map_err(StoreError::engine("read a table"))? {
+        let (key, bytes) = entry.map_err(StoreError::engine("read a table"))?;
+        records.push(decode(key.value(), bytes.value())?);
+    }
+    Ok(records)
+}
+
+/// How many records have such a key.
+pub(crate) fn count_below<R: Record>(
+    txn: &WriteTransaction,
+    above: &str,
+) -> Result<usize, StoreError> {
+    let table = txn.open_table(R::definition()).map_err(StoreError::engine("open a table"))?;
+    let (first, end) = below(above);
+    let range = table.range(first.as_str()..end.as_str());
+    Ok(range.map_err(StoreError::engine("read a table"))?.count())
+}
+
+/// The first key below `above`, and the first that is not any more.
+fn below(above: &str) -> (String, String) {
+    // `0` comes after `/`.
+    (format!("{above}/"), format!("{above}0"))
+}
+
 /// Whether there was such a record.
 pub(crate) fn remove<R: Record>(txn: &WriteTransaction, key: &str) -> Result<bool, StoreError> {
     let mut table = txn.open_table(R::definition()).map_err(StoreError::engine("open a table"))?;

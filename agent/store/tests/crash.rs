@@ -32,6 +32,7 @@ fn record(number: u64) -> SandboxRecord {
             entrypoint: None,
             cmd: None,
             lifecycle_json: None,
+            egress_json: None,
         },
         state: State::Creating,
         failure: None,
@@ -41,6 +42,7 @@ fn record(number: u64) -> SandboxRecord {
         uid: None,
         saved: None,
         from_snapshot: None,
+        egress_generation: 0,
     }
 }
 

@@ -40,6 +40,7 @@ fn sandbox(byte: u8, group_name: &str, request_id: Option<&str>) -> SandboxRecor
             entrypoint: None,
             cmd: Some(vec![]),
             lifecycle_json: Some("{}".to_owned()),
+            egress_json: None,
         },
         state: State::Creating,
         failure: None,
@@ -49,6 +50,7 @@ fn sandbox(byte: u8, group_name: &str, request_id: Option<&str>) -> SandboxRecor
         uid: None,
         saved: None,
         from_snapshot: None,
+        egress_generation: 0,
     }
 }
 

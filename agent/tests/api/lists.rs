@@ -33,6 +33,7 @@ fn put_sandboxes(config: &mut Config) {
                 entrypoint: None,
                 cmd: None,
                 lifecycle_json: None,
+                egress_json: None,
             },
             state: State::Failed,
             failure: Some("the machine was lost".to_owned()),
@@ -42,6 +43,7 @@ fn put_sandboxes(config: &mut Config) {
             uid: None,
             saved: None,
             from_snapshot: None,
+            egress_generation: 0,
         };
         store.put_sandbox(&record).unwrap();
     }

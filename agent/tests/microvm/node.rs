@@ -50,6 +50,7 @@ pub(crate) fn spec(memory_mib: u32) -> SandboxSpec {
         entrypoint: None,
         cmd: None,
         lifecycle_json: None,
+        egress_json: None,
     }
 }
 

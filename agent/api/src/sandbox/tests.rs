@@ -61,7 +61,6 @@ fn a_field_that_is_not_carried_out_is_refused_by_name() {
     let cases = [
         ("presetSandboxType", r#""code""#),
         ("connections", r#"["c"]"#),
-        ("egressPolicy", r#"{"defaultAction":"Allow"}"#),
         ("volumes", r#"[{"volumeName":"v","mountpoint":"/v"}]"#),
         ("ports", r#"[{"port":80}]"#),
         ("skipEgressProxy", "true"),
@@ -76,12 +75,37 @@ fn a_field_that_is_not_carried_out_is_refused_by_name() {
 }
 
 #[test]
+fn a_policy_that_is_wrong_refuses_the_sandbox_and_names_the_rule() {
+    let policy = |text: &str| with(&format!(r#""egressPolicy":{text}"#));
+    let kept = spec(&policy(r#"{"defaultAction":"Allow"}"#)).unwrap().egress_json;
+    assert_eq!(kept.as_deref(), Some(r#"{"defaultAction":"Allow"}"#));
+    assert_eq!(spec(MINIMAL).unwrap().egress_json, None);
+    let cases = [
+        ("{}", "egressPolicy: defaultAction: is missing"),
+        (r#"{"defaultAction":"allow"}"#, "egressPolicy.defaultAction: unknown variant"),
+        (
+            r#"{"defaultAction":"Deny","rules":[{"name":"n","match":{"host":"*.com"},"action":{"type":"Allow"}}]}"#,
+            "egressPolicy: rules[0] \"n\": match.host: ",
+        ),
+    ];
+    for (text, start) in cases {
+        let error = spec(&policy(text)).unwrap_err();
+        assert_eq!(error.code(), Code::InvalidRequest);
+        assert!(error.to_string().starts_with(start), "{error}");
+    }
+}
+
+#[test]
 fn a_clone_has_names_of_its_own_and_the_rest_from_its_snapshot() {
     let source = r#"{"sourcesRef":{"snapshot":{"id":"aaaaaaaaaaaaaaaaaaaa"}}"#;
     let asked = |more: &str| new(&format!("{source}{more}}}"));
     let NewSandbox::OfSnapshot(clone) = asked(r#","labels":{"a":"b"}"#).unwrap() else { panic!() };
     assert_eq!(clone.snapshot.as_str(), "aaaaaaaaaaaaaaaaaaaa");
     assert_eq!((clone.labels["a"].as_str(), clone.lifecycle_json), ("b", None));
+    assert_eq!(clone.egress_json, None);
+    let own = r#","egressPolicy":{"defaultAction":"Deny"}"#;
+    let NewSandbox::OfSnapshot(clone) = asked(own).unwrap() else { panic!() };
+    assert_eq!(clone.egress_json.as_deref(), Some(r#"{"defaultAction":"Deny"}"#));
     let cases = [
         (r#","resources":{"cpu":"1","memory":"2Gi"}"#, "resources: "),
         (r#","environment":{"A":"1"}"#, "environment: "),

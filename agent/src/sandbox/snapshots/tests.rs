@@ -122,6 +122,7 @@ pub(super) fn record(id: SnapshotId, data: SnapshotId) -> holdfast_store::Snapsh
             entrypoint: None,
             cmd: None,
             lifecycle_json: None,
+            egress_json: None,
         },
         image: holdfast_model::Digest::from_sha256([1; 32]),
         bytes: 0,
