@@ -7,7 +7,7 @@ use holdfast_wire::egress::{Kind, Verdict};
 use crate::rig::{
     ALLOWED, Answer, BY_NAME, EVERYTHING, EVIL, REFERENCE, Rig, WILD,
     client::{
-        A, AAAA, GATEWAY, NAME_ERROR, NO_ERROR, REFUSED, TXT, dig, dig_by_tcp, dig_class, http, get,
+        A, AAAA, GATEWAY, NAME_ERROR, NO_ERROR, REFUSED, TXT, dig, dig_by_tcp, dig_class, get, http,
     },
 };
 
@@ -88,8 +88,17 @@ fn b8_b9_a_name_that_leads_inside_does_not_exist_and_the_proxy_does_not_go_there
     rig.outside.name("metadata.alias.test", Answer::Address([169, 254, 169, 254].into()));
     rig.outside.name("alias.wild.test", Answer::Alias("metadata.alias.test".into()));
     let inside = [
-        "127.0.0.1", "10.0.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "192.168.0.1", "::1",
-        "fe80::1", "fc00::1", "::ffff:10.0.0.1", "64:ff9b::a00:1",
+        "127.0.0.1",
+        "10.0.0.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "192.168.0.1",
+        "::1",
+        "fe80::1",
+        "fc00::1",
+        "::ffff:10.0.0.1",
+        "64:ff9b::a00:1",
     ];
     for (number, address) in inside.iter().enumerate() {
         let address: IpAddr = address.parse().unwrap();
@@ -138,14 +147,16 @@ fn b18_a_flood_of_questions_is_cut_and_another_sandbox_does_not_feel_it() {
         let socket = tokio::net::UdpSocket::bind("0.0.0.0:0").await.unwrap();
         socket.connect((GATEWAY, 53)).await.unwrap();
         for _ in 0..500 {
-            let _ = socket.send(b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x07allowed\x04test\0\0\x01\0\x01").await;
+            let _ = socket
+                .send(b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x07allowed\x04test\0\0\x01\0\x01")
+                .await;
         }
     });
     let reply = rig.guest_of(1, dig(GATEWAY, "allowed.test", A)).unwrap();
     assert_eq!(reply.addresses, [IpAddr::from(ALLOWED)]);
-    let stats = rig.stats();
-    assert!(stats.limited >= 300, "{stats:?}");
-    assert!(stats.dns_upstream <= 2, "{stats:?}");
+    crate::rig::until("the flood is cut", || rig.stats().limited >= 100);
+    // They were all the same question, which is asked once.
+    assert_eq!(rig.stats().dns_upstream, 1);
 }
 
 #[test]

@@ -15,6 +15,12 @@ use crate::rig::{
 
 const NOTHING: &str = r#"{"defaultAction": "Deny"}"#;
 
+/// A connection, if one comes about in a moment.
+async fn reachable() -> Option<TcpStream> {
+    let connect = TcpStream::connect((DATABASE, 5432));
+    tokio::time::timeout(Duration::from_secs(2), connect).await.ok()?.ok()
+}
+
 #[test]
 fn f1_no_byte_of_a_tunnel_passes_once_the_policy_that_ends_it_is_answered() {
     let rig = Rig::new(BY_NAME);
@@ -42,9 +48,10 @@ fn f1_no_byte_of_a_tunnel_passes_once_the_policy_that_ends_it_is_answered() {
 
         rig.put(NOTHING);
         let after = rig.outside.seen(DATABASE, 5432).bytes.len();
-        let _ = raw.write_all(b"after").await;
+        // The first to look at the socket hears of the reset.
+        let written = raw.write_all(b"after").await;
         let _ = passed.write_all(get("allowed.test", "/after").as_bytes()).await;
-        let ends = (raw.read(&mut [0; 9]).await, passed.read(&mut [0; 9]).await);
+        let ends = (written.and(raw.read(&mut [0; 9]).await), passed.read(&mut [0; 9]).await);
         flood.await.unwrap();
         reading.await.unwrap();
         (ends, after)
@@ -104,7 +111,10 @@ fn f12_a_tunnel_that_the_new_mode_would_open_is_reset_and_others_stay() {
 fn f3_a_policy_that_is_refused_changes_nothing() {
     let rig = Rig::new(REFERENCE);
     for policy in [
-        "", "{}", "[]", r#"{"defaultAction": "Perhaps"}"#,
+        "",
+        "{}",
+        "[]",
+        r#"{"defaultAction": "Perhaps"}"#,
         r#"{"defaultAction": "Deny", "hostRules": [{"pattern": "*.com", "action": "Allow"}]}"#,
     ] {
         rig.agent.refused(rig.put_request(SANDBOX, policy, SECRET), &[]);
@@ -157,7 +167,7 @@ fn a_sandbox_that_is_removed_has_no_flow_left_and_can_come_again() {
         (raw.read(&mut [0; 9]).await, opened.read(&mut [0; 9]).await)
     });
     assert!(ended.0.is_err() && ended.1.is_err(), "{ended:?}");
-    assert!(rig.guest(TcpStream::connect((DATABASE, 5432))).is_err(), "nobody listens");
+    assert!(rig.guest(reachable()).is_none(), "nobody listens");
     // Twice is no error.
     rig.agent.done(Request::Remove { sandbox: SANDBOX.into() }, &[]);
     let sockets = rig.sockets();
@@ -177,11 +187,10 @@ fn f4_a_program_that_is_killed_leaves_nothing_open() {
         let id = rustix::process::Pid::from_raw(i32::try_from(rig.program_id()).unwrap()).unwrap();
         rustix::process::kill_process(id, rustix::process::Signal::KILL).unwrap();
         let ended = raw.read(&mut [0; 9]).await;
-        let again = TcpStream::connect((DATABASE, 5432)).await.map(drop);
-        (ended, again, dig(GATEWAY, "allowed.test", A).await)
+        (ended, reachable().await, dig(GATEWAY, "allowed.test", A).await)
     });
     assert!(ended.0.is_err() || ended.0.is_ok_and(|count| count == 0));
-    assert!(ended.1.is_err() && ended.2.is_none(), "{:?}", ended.1);
+    assert!(ended.1.is_none() && ended.2.is_none());
 }
 
 #[test]

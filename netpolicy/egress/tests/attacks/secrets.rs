@@ -103,9 +103,7 @@ fn e9_a_secret_that_is_changed_or_taken_away_is_so_for_the_next_request_of_a_con
 
 #[test]
 fn e10_e11_a_rewrite_goes_one_step_and_not_where_nothing_may_go() {
-    let rule = |host: &str, to: &str| {
-        serde_json::json!({"match": {"host": host}, "action": {"type": "Rewrite", "host": to}})
-    };
+    let rule = |host: &str, to: &str| serde_json::json!({"match": {"host": host}, "action": {"type": "Rewrite", "host": to}});
     let policy = serde_json::json!({"defaultAction": "Deny", "rules": [
         rule("a.wild.test", "allowed.test"),
         rule("allowed.test", "evil.test"),

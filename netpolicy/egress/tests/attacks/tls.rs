@@ -19,11 +19,11 @@ const ALERT: [u8; 6] = [21, 3, 3, 0, 2, 2];
 
 #[test]
 fn b11_c1_a_name_is_dialled_where_we_find_it_whatever_address_the_guest_chose() {
-    // By a policy that knows no names, the packets go where the guest sends them.
-    let rig = Rig::new(r#"{"defaultAction": "Allow", "trafficInspection": "None"}"#);
+    // Where the name that leads there is allowed, the attacker is reached.
+    let rig = Rig::new(EVERYTHING);
     let roots = rig.outside.authority.roots();
     let _ = rig.guest(async {
-        tokio::time::timeout(Duration::from_secs(2), tls(EVIL, "allowed.test", roots)).await
+        tokio::time::timeout(Duration::from_secs(2), tls(EVIL, "evil.test", roots)).await
     });
     assert!(rig.outside.seen(EVIL, 443).connections > 0);
 
@@ -228,7 +228,10 @@ fn c18_a_client_that_does_not_know_the_groups_ca_is_on_record() {
     let stranger = crate::rig::Authority::new("stranger").roots();
     assert!(rig.guest(tls(ALLOWED, "allowed.test", stranger)).is_err());
     let failed = rig.decision("failed", |it| it.verdict == Verdict::Failed);
-    assert_eq!((failed.host.as_str(), failed.reason.as_str()), ("allowed.test", "tls_client_rejected_ca"));
+    assert_eq!(
+        (failed.host.as_str(), failed.reason.as_str()),
+        ("allowed.test", "tls_client_rejected_ca")
+    );
     assert_eq!(rig.outside.seen(ALLOWED, 443).connections, 0);
 }
 

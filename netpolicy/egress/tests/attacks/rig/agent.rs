@@ -178,4 +178,3 @@ fn read(socket: &OwnedFd, shared: &(Mutex<Told>, Condvar)) {
         shared.1.notify_all();
     }
 }
-

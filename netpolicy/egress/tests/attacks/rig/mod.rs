@@ -23,8 +23,8 @@ use std::{
 
 use fs_err::File;
 use holdfast_wire::egress::{
-    Configure, Credential, Decision, Ended, Limits, ProxyKind, Reference, Request, Resolver,
-    Stats, ToAgent, UpstreamProxy, Verdict,
+    Configure, Credential, Decision, Ended, Limits, ProxyKind, Reference, Request, Resolver, Stats,
+    ToAgent, UpstreamProxy, Verdict,
 };
 use rustix::{
     net::{AddressFamily, SocketType, sockopt},

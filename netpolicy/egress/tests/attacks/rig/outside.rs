@@ -18,8 +18,8 @@ use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rustls::{RootCertStore, pki_types::PrivateKeyDer};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustls::{RootCertStore, pki_types::PrivateKeyDer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, UdpSocket},
@@ -439,9 +439,8 @@ async fn respond(
     (address, port): (Ipv4Addr, u16),
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let target = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
-    let text = |value: &hyper::header::HeaderValue| {
-        String::from_utf8_lossy(value.as_bytes()).into_owned()
-    };
+    let text =
+        |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let mut headers: Vec<_> =
         request.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
     headers.extend(request.uri().authority().map(|it| (":authority".into(), it.to_string())));
