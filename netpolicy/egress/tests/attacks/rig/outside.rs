@@ -79,6 +79,9 @@ impl Authority {
     }
 }
 
+/// Names and values, as they came.
+type Headers = Vec<(String, String)>;
+
 /// What a server got.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Seen {
@@ -86,7 +89,7 @@ pub(crate) struct Seen {
     /// Of connections that are not HTTP, and of those to the attacker.
     pub(crate) bytes: Vec<u8>,
     /// Requests: method, path and query, headers.
-    pub(crate) requests: Vec<(String, String, Vec<(String, String)>)>,
+    pub(crate) requests: Vec<(String, String, Headers)>,
 }
 
 type Zone = HashMap<String, Vec<Answer>>;
