@@ -6,10 +6,12 @@
 use std::{collections::BTreeSet, fmt::Write as _};
 
 use holdfast_api::{
+    egress,
     node::{BundledSandbox, Phase},
     sandbox::PublicState,
 };
 use holdfast_model::Secret;
+use holdfast_netpolicy::Header;
 use holdfast_store::SandboxRecord;
 
 use crate::config::Config;
@@ -34,8 +36,8 @@ pub(crate) struct Censor {
 }
 
 impl Censor {
-    /// Knows the configured token, the ones in `kept`, and the values of the sandboxes' environment
-    /// and arguments.
+    /// Knows the configured token, the ones in `kept`, and the values of the sandboxes'
+    /// environment, arguments and headers.
     pub(crate) fn new(
         config: &Config,
         kept: impl IntoIterator<Item = Secret>,
@@ -49,6 +51,12 @@ impl Censor {
             known.extend(
                 spec.environment.values().flat_map(|value| value.lines()).map(str::to_owned),
             );
+            let policy = egress::of_record(spec.egress_json.as_deref());
+            let changes = policy.rules().iter().flat_map(|rule| rule.action.headers());
+            known.extend(changes.filter_map(|change| match change.header() {
+                Some(Header::Value(value)) => Some(value.as_str().to_owned()),
+                _ => None,
+            }));
             let arguments = spec.entrypoint.iter().chain(&spec.cmd).flatten();
             let values = arguments.filter_map(|argument| argument.split_once('='));
             known.extend(values.map(|(_, value)| value.to_owned()));

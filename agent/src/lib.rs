@@ -9,6 +9,7 @@ mod bundle;
 pub mod config;
 pub mod daemon;
 pub mod durable;
+pub mod egress;
 mod error_chain;
 pub mod fault;
 mod frames;

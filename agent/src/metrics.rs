@@ -163,6 +163,12 @@ metrics! {
     EXECS = metric("holdfast_execs_total", Counter, "commands",
         "Commands handed to guests by outcome; `failed` ones did not start.",
         &[label("outcome", OUTCOMES)]);
+    EGRESS_DECISIONS = metric("holdfast_egress_decisions_total", Counter, "decisions",
+        "Decisions about flows of sandboxes, DNS included.",
+        &[label("outcome", &["allowed", "denied"])]);
+    EGRESS_DROPPED = metric("holdfast_egress_decisions_dropped_total", Counter, "decisions",
+        "Decisions that are counted above, or were counted elsewhere, and are not kept any more.",
+        &[]);
     STORE_ERRORS = metric("holdfast_store_errors_total", Counter, "calls",
         "Calls to the records that failed.", &[]);
     MEMORY = metric("holdfast_memory_bytes", Gauge, "bytes",
@@ -360,6 +366,16 @@ impl Metrics {
     /// A snapshot was put into the remote store, or was not.
     pub fn uploaded(&self, done: bool) {
         self.add(&UPLOADS, &[outcome(done)], 1);
+    }
+
+    /// It was decided about a flow.
+    pub fn egress_decided(&self, allowed: bool) {
+        self.add(&EGRESS_DECISIONS, &[if allowed { "allowed" } else { "denied" }], 1);
+    }
+
+    /// Decisions were pushed out by others, or nothing but their number is known.
+    pub fn egress_dropped(&self, count: u64) {
+        self.add(&EGRESS_DROPPED, &[], count);
     }
 
     /// A guest was to be kept for later launches.

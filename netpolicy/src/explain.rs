@@ -1,6 +1,6 @@
 //! What a policy makes of an address that a person types, step by step, and why.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::{
     BadHost, BadMethod, BadPath, DnsType, Flow, HostName, Method, Opening, Outcome, Policy,
@@ -35,6 +35,13 @@ pub struct Step<'p> {
 }
 
 impl Step<'_> {
+    /// The address that is judged, if it is one.
+    pub fn address(&self) -> Option<IpAddr> {
+        let named = matches!(self.of, "tcp" | "udp");
+        let address = named.then(|| self.what.parse::<SocketAddr>().ok()).flatten();
+        address.map(|address| address.ip())
+    }
+
     /// The verdict in a word.
     pub fn outcome(&self) -> &'static str {
         match self.verdict.outcome {
@@ -102,7 +109,7 @@ impl Steps<'_> {
     }
 
     fn raw(&mut self, protocol: Protocol, address: IpAddr, port: u16) -> bool {
-        let what = std::net::SocketAddr::new(address, port).to_string();
+        let what = SocketAddr::new(address, port).to_string();
         self.add(protocol.as_str(), what, &Flow::Raw { protocol, address, port })
     }
 

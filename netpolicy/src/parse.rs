@@ -120,7 +120,8 @@ impl wire::Policy {
             |r| r.name.clone(),
             wire::CidrRule::check,
         )?;
-        let header_bytes: usize = rules.iter().flat_map(changes).map(HeaderChange::bytes).sum();
+        let changes = rules.iter().flat_map(|rule| rule.action.headers());
+        let header_bytes: usize = changes.map(HeaderChange::bytes).sum();
         if header_bytes > HEADER_BYTES_MAX {
             return Err(at("headers of all rules", Problem::Bytes { max: HEADER_BYTES_MAX }));
         }
@@ -134,14 +135,6 @@ impl wire::Policy {
             cidr_rules,
             index,
         })
-    }
-}
-
-fn changes(rule: &Rule) -> &[HeaderChange] {
-    match &rule.action {
-        RuleAction::Transform(transform) => &transform.headers,
-        RuleAction::Rewrite(rewrite) => &rewrite.transform.headers,
-        RuleAction::Allow | RuleAction::Deny => &[],
     }
 }
 

@@ -127,6 +127,17 @@ pub enum RuleAction {
     Rewrite(Rewrite),
 }
 
+impl RuleAction {
+    /// What it does to headers.
+    pub fn headers(&self) -> &[HeaderChange] {
+        match self {
+            Self::Transform(transform) => &transform.headers,
+            Self::Rewrite(rewrite) => &rewrite.transform.headers,
+            Self::Allow | Self::Deny => &[],
+        }
+    }
+}
+
 impl Serialize for RuleAction {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Default, Serialize)]
@@ -296,11 +307,7 @@ impl Policy {
 
     /// What `rules` refers to of the group's secrets and identities.
     pub fn value_refs(&self) -> impl Iterator<Item = &crate::ValueRef> {
-        let changes = self.rules.iter().flat_map(|rule| match &rule.action {
-            RuleAction::Transform(transform) => transform.headers.as_slice(),
-            RuleAction::Rewrite(rewrite) => rewrite.transform.headers.as_slice(),
-            RuleAction::Allow | RuleAction::Deny => &[],
-        });
+        let changes = self.rules.iter().flat_map(|rule| rule.action.headers());
         changes.filter_map(|change| match change.header() {
             Some(crate::Header::ValueRef(reference)) => Some(reference),
             _ => None,

@@ -80,6 +80,7 @@ codes! {
     DiskImageNotFound = 404,
     SnapshotNotFound = 404,
     FileNotFound = 404,
+    SecretNotFound = 404,
     /// The call does not fit the sandbox's state.
     SandboxNotRunning = 409,
     SandboxNotSuspended = 409,

@@ -56,6 +56,9 @@ pub(crate) enum Command {
     /// Snapshots of sandboxes, from which others are made.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// What may leave a sandbox, and what did.
+    #[command(subcommand)]
+    Egress(EgressCommand),
     /// Disk images.
     #[command(subcommand)]
     Image(ImageCommand),
@@ -262,6 +265,80 @@ pub(crate) enum SnapshotCommand {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum EgressCommand {
+    /// Print the policy in force.
+    Show { id: String },
+    /// Change parts of the policy in force. Prints the new one.
+    Set(SetEgress),
+    /// Put the policy of a file in place of the one in force.
+    Apply {
+        id: String,
+        /// JSON, in the form that `show` prints. `-` is stdin.
+        #[arg(short, long)]
+        file: PathBuf,
+    },
+    /// Say what the policy in force makes of an address, step by step, and by which rule.
+    Explain {
+        id: String,
+        /// `https://host[:port]/path`, `http://…`, `dns://name[/TYPE]`, `tcp://address:port`,
+        /// `udp://…`.
+        url: String,
+        #[arg(short, long, default_value = "GET")]
+        method: String,
+    },
+    /// List what was decided about the sandbox's flows.
+    Decisions(Decisions),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SetEgress {
+    pub(crate) id: String,
+    /// What becomes of flows that no rule speaks of.
+    #[arg(long, value_enum)]
+    pub(crate) default: Option<EgressDefault>,
+    /// How far the proxy looks into what passes it.
+    #[arg(long, value_enum)]
+    pub(crate) inspection: Option<EgressInspection>,
+    /// Let flows to these hosts pass: a name, `*.` before a name, or `*`. Repeatable.
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) allow: Vec<String>,
+    /// Let none to these hosts pass. Repeatable; counts before what is allowed.
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) deny: Vec<String>,
+    /// Drop the host rules there were.
+    #[arg(long)]
+    pub(crate) replace: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EgressDefault {
+    Allow,
+    Deny,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EgressInspection {
+    Legacy,
+    Full,
+    Partial,
+    None,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Decisions {
+    pub(crate) id: String,
+    /// Go on, and print what is new as it comes.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only what was denied.
+    #[arg(long, conflicts_with = "allowed")]
+    pub(crate) denied: bool,
+    /// Only what was allowed.
+    #[arg(long)]
+    pub(crate) allowed: bool,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
     /// Pull an image from a registry and make a disk image of it.
     Pull(Pull),
@@ -323,6 +400,31 @@ mod tests {
         assert_eq!(run.command, ["ls", "-l"]);
         assert_eq!(run.process.env, ["A=1"]);
         assert!(run.interactive);
+    }
+
+    #[test]
+    fn a_policy_is_changed_by_its_parts() {
+        let args = Args::try_parse_from([
+            "holdfast",
+            "egress",
+            "set",
+            "x",
+            "--default",
+            "deny",
+            "--inspection",
+            "partial",
+            "--allow",
+            "a.test",
+            "--allow",
+            "*.b.test",
+            "--deny",
+            "c.test",
+        ]);
+        let Command::Egress(EgressCommand::Set(set)) = args.unwrap().command else { panic!() };
+        assert_eq!(set.allow, ["a.test", "*.b.test"]);
+        assert_eq!((set.default, set.deny.len()), (Some(EgressDefault::Deny), 1));
+        let both = ["holdfast", "egress", "decisions", "x", "--denied", "--allowed"];
+        assert!(Args::try_parse_from(both).is_err());
     }
 
     #[test]

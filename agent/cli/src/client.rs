@@ -78,6 +78,15 @@ impl Client {
         read(self.send(self.request(Method::GET, path)?).await?).await
     }
 
+    /// A GET with a query.
+    pub(crate) async fn get_with<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+    ) -> Result<T, CliError> {
+        read(self.send(self.request(Method::GET, path)?.query(query)).await?).await
+    }
+
     /// A GET whose status is all there is to know.
     pub(crate) async fn check(&self, path: &str) -> Result<(), CliError> {
         self.send(self.request(Method::GET, path)?).await.map(|_| ())

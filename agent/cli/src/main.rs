@@ -6,6 +6,7 @@ mod bundle;
 mod client;
 mod connection;
 mod doctor;
+mod egress;
 mod error;
 mod exec;
 mod image;
@@ -23,7 +24,9 @@ use std::{
 
 use clap::{CommandFactory, Parser};
 
-use args::{Args, Command, ImageCommand, NodeCommand, SandboxCommand, SnapshotCommand};
+use args::{
+    Args, Command, EgressCommand, ImageCommand, NodeCommand, SandboxCommand, SnapshotCommand,
+};
 use client::Client;
 use error::CliError;
 
@@ -115,6 +118,18 @@ async fn carry_out(args: Args) -> Result<ExitCode, CliError> {
                 SnapshotCommand::Remote => snapshot::list_remote(&client, output).await,
                 SnapshotCommand::Fetch { id } => snapshot::fetch(&client, &id, output).await,
                 SnapshotCommand::Gc => snapshot::gc(&client, output).await,
+            })
+        }
+        Command::Egress(command) => {
+            let client = Client::new(&args.target)?;
+            done(match command {
+                EgressCommand::Show { id } => egress::show(&client, &id).await,
+                EgressCommand::Set(set) => egress::set(&client, &set).await,
+                EgressCommand::Apply { id, file } => egress::apply(&client, &id, &file).await,
+                EgressCommand::Explain { id, url, method } => {
+                    egress::explain(&client, &id, &url, &method, output).await
+                }
+                EgressCommand::Decisions(asked) => egress::decisions(&client, &asked, output).await,
             })
         }
         Command::Image(command) => {

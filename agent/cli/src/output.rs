@@ -61,7 +61,7 @@ fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
 }
 
 /// Names come from users: a terminal must not act on what is in them.
-fn printable(cell: &str) -> String {
+pub(crate) fn printable(cell: &str) -> String {
     cell.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

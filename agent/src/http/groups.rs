@@ -98,6 +98,7 @@ pub(super) async fn delete(State(app): State<Arc<App>>, GroupName(key): GroupNam
         ("sandboxes", app.store.sandboxes(&key)?.len()),
         ("snapshots", app.store.snapshots(&key)?.len()),
         ("disk images", app.store.disk_images(&key)?.len()),
+        ("secrets", app.store.secrets(&key)?.len()),
     ];
     let held: Vec<String> = counts
         .into_iter()

@@ -4,6 +4,7 @@ mod answer;
 mod body;
 mod calls;
 mod disk_images;
+mod egress;
 mod exec;
 mod exec_stream;
 mod files;
@@ -18,6 +19,7 @@ mod problem;
 mod request;
 mod router;
 mod sandboxes;
+mod secrets;
 pub(crate) mod server;
 mod snapshots;
 

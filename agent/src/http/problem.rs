@@ -19,7 +19,7 @@ use crate::{
     images::{GcError, ImageError},
     sandbox::{
         CreateError, DeleteError, ExecError, FetchError, ForkError, PolicyError, ResumeError,
-        SaveError, SnapshotCallError, SuspendError,
+        SaveError, SecretError, SnapshotCallError, SuspendError,
     },
 };
 
@@ -124,6 +124,23 @@ impl IntoResponse for Problem {
 impl From<BadBody> for Problem {
     fn from(error: BadBody) -> Self {
         Self::new(error.code(), error.to_string(), error.hint())
+    }
+}
+
+impl From<holdfast_netpolicy::PolicyError> for Problem {
+    fn from(error: holdfast_netpolicy::PolicyError) -> Self {
+        use holdfast_netpolicy::Problem as What;
+        let code = match &error.problem {
+            What::Syntax(_) => Code::MalformedJson,
+            _ => Code::InvalidRequest,
+        };
+        Self::new(code, error.to_string(), error.remedy())
+    }
+}
+
+impl From<SecretError> for Problem {
+    fn from(error: SecretError) -> Self {
+        Self::internal(&error, error.hint())
     }
 }
 

@@ -12,20 +12,18 @@ use axum::{
 use holdfast_api::{error::Code, path};
 
 use super::{
-    App, disk_images, exec, exec_stream, files, groups, guard::guard, metrics, node, node_status,
-    problem::Problem, request::shortened, sandboxes, snapshots,
+    App, disk_images, egress, exec, exec_stream, files, groups, guard::guard, metrics, node,
+    node_status, problem::Problem, request::shortened, sandboxes, secrets, snapshots,
 };
 
 const GROUP: &str = "/subscriptions/{sub}/resourceGroups/{rg}/sandboxGroups/{group}";
 
 /// Calls of the contract under a sandbox that this node does not carry out yet.
-const SANDBOX_NOT_YET: [&str; 12] = [
+const SANDBOX_NOT_YET: [&str; 10] = [
     "enable",
     "commit",
     "stats",
     "volumes/add",
-    "egresspolicy",
-    "egress-decisions",
     "ports",
     "ports/add",
     "ports/remove",
@@ -35,14 +33,7 @@ const SANDBOX_NOT_YET: [&str; 12] = [
 ];
 
 /// The same under a group.
-const GROUP_NOT_YET: [&str; 6] = [
-    "volumes",
-    "volumes/{name}",
-    "secrets",
-    "secrets/{name}",
-    "secrets/{name}/keys",
-    "secrets/{name}/peek",
-];
+const GROUP_NOT_YET: [&str; 2] = ["volumes", "volumes/{name}"];
 
 /// Every path. The open ones answer anybody.
 pub(crate) fn router(app: Arc<App>) -> Router {
@@ -72,6 +63,12 @@ fn data_plane() -> Router<Arc<App>> {
         .route(&at("sandboxes/{id}/resume"), post(sandboxes::resume))
         .route(&at("sandboxes/{id}/lifecycle"), post(sandboxes::lifecycle))
         .route(&at("sandboxes/{id}/snapshot"), post(snapshots::create))
+        .route(&at("sandboxes/{id}/egresspolicy"), post(egress::set_policy))
+        .route(&at("sandboxes/{id}/egress-decisions"), get(egress::decisions))
+        .route(&at("secrets"), get(secrets::list))
+        .route(&at("secrets/{name}"), put(secrets::put).get(secrets::get).delete(secrets::delete))
+        .route(&at("secrets/{name}/keys"), get(secrets::keys))
+        .route(&at("secrets/{name}/peek"), post(secrets::peek))
         .route(&at("snapshots"), get(snapshots::list))
         .route(&at("snapshots/{id}"), get(snapshots::get).delete(snapshots::delete))
         .route(&at("sandboxes/{id}/files"), put(files::write).get(files::read))
@@ -109,6 +106,7 @@ fn own() -> Router<Arc<App>> {
         .route(path::SNAPSHOTS_GC, post(snapshots::gc))
         .route(&at("sandboxes/{id}/details"), get(sandboxes::details))
         .route(&at("sandboxes/{id}/exec"), get(exec_stream::exec))
+        .route(&at("sandboxes/{id}/egress-explain"), get(egress::explanation))
         .route(&at("sandboxes/{id}/fork"), post(snapshots::fork))
         .route(&at("snapshots/{id}/details"), get(snapshots::details))
         .route(&at("snapshots/{id}/verify"), post(snapshots::verify))

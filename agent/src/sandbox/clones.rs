@@ -120,12 +120,13 @@ impl Registry {
         clone: CloneSpec,
         request_id: Option<String>,
     ) -> Result<(SandboxId, watch::Receiver<Status>), CreateError> {
-        let CloneSpec { snapshot: id, labels, lifecycle_json } = clone;
+        let CloneSpec { snapshot: id, labels, lifecycle_json, egress_json } = clone;
         let found = self.node.store.snapshot(&id)?.filter(|record| record.group == group);
         let SnapshotRecord { data, mut spec, image: digest, .. } =
             found.ok_or_else(|| CreateError::NoSnapshot { id: id.clone() })?;
         spec.labels = labels;
         spec.lifecycle_json = lifecycle_json.or(spec.lifecycle_json);
+        spec.egress_json = egress_json.or(spec.egress_json);
         let origin = Origin { snapshot: Some(id), data };
         match self.admit_clone((group, spec, digest), origin, request_id).await {
             Err(CreateError::Store(StoreError::NoSnapshot { id })) => {

@@ -36,6 +36,7 @@ use super::{
 use crate::{
     blocking::off_thread,
     config::Smt,
+    egress::Decisions,
     error_chain::error_chain,
     fault::{self, Point},
     images::{Images, Located},
@@ -62,6 +63,7 @@ pub(super) struct Node {
     pub(super) metrics: Arc<Metrics>,
     pub(super) disks: Disks,
     pub(super) snapshots: Snapshots,
+    pub(super) decisions: Arc<Decisions>,
     pub(super) templates: Templates,
     pub(super) uids: Uids,
     /// Launches under way.
@@ -91,6 +93,8 @@ pub(super) enum Ask {
     /// The policy to have from now on, as its record keeps it. Heard where no move is under way;
     /// else the reply is dropped.
     Lifecycle(String, oneshot::Sender<Result<(), StoreError>>),
+    /// The same for the egress policy; answered with how often it was given.
+    Egress(String, oneshot::Sender<Result<u64, StoreError>>),
 }
 
 /// What a machine was parted from for.
@@ -106,7 +110,13 @@ pub(super) async fn ending(inbox: &mut mpsc::Receiver<Ask>) -> Ask {
     loop {
         match inbox.recv().await {
             Some(ask @ (Ask::Delete | Ask::Stop(_))) => return ask,
-            Some(Ask::Suspend(_) | Ask::Resume(_) | Ask::Keep(_) | Ask::Lifecycle(..)) => {}
+            Some(
+                Ask::Suspend(_)
+                | Ask::Resume(_)
+                | Ask::Keep(_)
+                | Ask::Lifecycle(..)
+                | Ask::Egress(..),
+            ) => {}
             None => return Ask::Stop(Ending::Detach),
         }
     }
@@ -193,6 +203,10 @@ impl Driver {
                 }
                 Ask::Lifecycle(json, reply) => {
                     let _ = reply.send(self.change_lifecycle(json).await);
+                    Parted::Ended
+                }
+                Ask::Egress(json, reply) => {
+                    let _ = reply.send(self.change_egress(json).await);
                     Parted::Ended
                 }
                 // Too late, or tried again when it is asked again.
@@ -467,6 +481,9 @@ impl Driver {
                         idle_after = policy::idle_after(&self.record.spec);
                         look_at = Instant::now() + live.next_look(idle_after.unwrap_or_default());
                     }
+                    Some(Ask::Egress(json, reply)) => {
+                        let _ = reply.send(self.change_egress(json).await);
+                    }
                     // It runs.
                     Some(Ask::Resume(_)) => {}
                 },
@@ -572,6 +589,19 @@ impl Driver {
         stored
     }
 
+    /// The policy is whole in the record, or the one before it still is.
+    async fn change_egress(&mut self, json: String) -> Result<u64, StoreError> {
+        let before = self.record.clone();
+        self.record.spec.egress_json = Some(json);
+        self.record.egress_generation += 1;
+        let (store, record) = (Arc::clone(&self.node.store), self.record.clone());
+        let stored = off_thread(move || store.put_sandbox(&record)).await;
+        if stored.is_err() {
+            self.record = before;
+        }
+        stored.map(|()| self.record.egress_generation)
+    }
+
     /// Writes the record, and that something is under way about it.
     async fn note(&self, intent: Intent) {
         let (store, record) = (Arc::clone(&self.node.store), self.record.clone());
@@ -606,6 +636,7 @@ impl Driver {
         });
         match removed.await {
             Ok(_) => {
+                self.node.decisions.forget(&self.record.id);
                 self.status.send_modify(|status| status.gone = true);
                 info!(id:% = self.record.id; "sandbox deleted");
                 true

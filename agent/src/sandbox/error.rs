@@ -3,8 +3,9 @@
 use std::{io, path::PathBuf, time::Duration};
 
 use holdfast_jail::JailError;
-use holdfast_model::{Digest, DiskImageId, SandboxId, SnapshotId, State};
+use holdfast_model::{Digest, DiskImageId, GroupKey, SandboxId, SnapshotId, State};
 use holdfast_scheduler::Full;
+use holdfast_snapshot::SnapshotError;
 use holdfast_store::StoreError;
 use holdfast_wire::{frame::FrameError, guest::Failure};
 
@@ -206,6 +207,29 @@ impl PolicyError {
         match self {
             Self::NotFound { .. } => "list what there is with `holdfast sandbox list`",
             Self::Slow { .. } => "ask again; the node's log says what it waits for",
+            Self::Store(error) => error.hint(),
+        }
+    }
+}
+
+/// Why a secret could not be kept or had.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    #[error("the values of secret {id} of group {group} were sealed by another node or changed")]
+    Sealed { group: GroupKey, id: String },
+    #[error("the values of a secret are not what was kept")]
+    Values(#[source] serde_json::Error),
+    #[error(transparent)]
+    Seal(#[from] SnapshotError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl SecretError {
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Sealed { .. } | Self::Values(_) => "put the secret again",
+            Self::Seal(_) => "see the node's log",
             Self::Store(error) => error.hint(),
         }
     }

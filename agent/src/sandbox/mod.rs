@@ -17,6 +17,7 @@ mod policy;
 mod recover;
 mod registry;
 mod remote;
+mod secrets;
 mod settings;
 mod sleep;
 mod snapshots;
@@ -28,7 +29,7 @@ mod uid;
 pub use driver::Ending;
 pub use error::{
     CreateError, DeleteError, ExecError, FetchError, ForkError, GuestError, LaunchError,
-    PolicyError, ResumeError, SnapshotCallError, StartError, SuspendError,
+    PolicyError, ResumeError, SecretError, SnapshotCallError, StartError, SuspendError,
 };
 pub use guest::{ExecInput, ExecOutput, ExecSession, FileReader};
 pub use launch::BootPhases;

@@ -50,6 +50,7 @@ use super::{
 use crate::{
     blocking::off_thread,
     config::Config,
+    egress::Decisions,
     error_chain::error_chain,
     fault::{self, Point},
     images::{Images, Located},
@@ -139,13 +140,15 @@ impl Registry {
             warn!(error:% = error_chain(&error), hint = error.hint(); "no sandbox can run");
         }
         let (state, store) = (paths.state.clone(), Arc::clone(&parts.store));
+        let metrics = Arc::clone(&parts.metrics);
         let remote = remote(parts.config)?;
         let hot_bytes_max = Mib(parts.config.snapshots.hot_mib).bytes();
         let templates_max = parts.config.snapshots.templates_max;
-        let (snapshots, templates) = off_thread(move || {
+        let (snapshots, templates, decisions) = off_thread(move || {
+            let decisions = Decisions::open(Arc::clone(&store), metrics)?;
             let snapshots = Snapshots::open(&state, store, hot_bytes_max)?;
             let templates = Templates::open(&state, templates_max).map_err(SaveError::Folder)?;
-            Ok::<_, SaveError>((snapshots.with_remote(remote), templates))
+            Ok::<_, SaveError>((snapshots.with_remote(remote), templates, decisions))
         })
         .await?;
         let node = Arc::new(Node {
@@ -154,6 +157,7 @@ impl Registry {
             metrics: parts.metrics,
             disks: Disks::new(&paths.state),
             snapshots,
+            decisions,
             templates,
             uids: Uids::default(),
             launches: Semaphore::new(launches_max()),
@@ -185,8 +189,14 @@ impl Registry {
         });
         registry.recover().await?;
         registry.drivers.spawn(keep_uploaded(Arc::clone(&registry.node)));
+        registry.drivers.spawn(Arc::clone(&registry.node.decisions).keep_written());
         info!(cpu:% = limits.cpu, memory:% = limits.memory; "sandboxes may use this much");
         Ok(registry)
+    }
+
+    /// What was decided about the sandboxes' flows.
+    pub fn decisions(&self) -> &Decisions {
+        &self.node.decisions
     }
 
     /// How many network slots are made ahead.
@@ -288,6 +298,7 @@ impl Registry {
     ) -> Result<(SandboxId, watch::Receiver<Status>), CreateError> {
         let Draft { group, spec, image, origin, request_id } = draft;
         let demand = limits::demand(spec.resources);
+        let gives_policy = spec.egress_json.is_some();
         let (from_snapshot, data) = origin.map(|it| (it.snapshot, it.data)).unzip();
         let saved = data.map(|snapshot| Saved {
             snapshot,
@@ -307,6 +318,7 @@ impl Registry {
             uid: None,
             saved,
             from_snapshot: from_snapshot.flatten(),
+            egress_generation: u64::from(gives_policy),
         };
         if let Some(known) = self.made_before(&record.group, record.request_id.as_deref())? {
             return self.watch(&known).ok_or(CreateError::Gone { id: known });
@@ -317,6 +329,7 @@ impl Registry {
         match off_thread(move || store.create_sandbox(&stored)).await? {
             Put::New => {
                 fault::at(Point::CreateAccepted);
+                self.node.decisions.begin(&record.id);
                 let (id, intent) = (record.id.clone(), Intent::new(&record.id, Operation::Create));
                 let launch = Launch { image, reservation, intent };
                 Ok((id, self.drive(record, Beginning::Launch(Box::new(launch)))))
@@ -536,6 +549,7 @@ impl Registry {
         if let Some(remote) = self.node.snapshots.remote() {
             remote.stop();
         }
+        self.node.decisions.stop();
         self.drivers.close();
         self.drivers.wait().await;
     }

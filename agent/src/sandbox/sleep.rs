@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_model::{SandboxId, State, StopReason};
+use holdfast_store::StoreError;
 use tokio::{sync::oneshot, time::timeout};
 
 use super::{
@@ -113,6 +114,20 @@ impl Registry {
 
     /// Gives the sandbox another policy. Answers when it rules.
     pub async fn change_lifecycle(&self, id: &SandboxId, json: String) -> Result<(), PolicyError> {
+        self.change(id, |reply| Ask::Lifecycle(json.clone(), reply)).await
+    }
+
+    /// Gives the sandbox another egress policy. Answers how often it was given one when this one
+    /// is durable.
+    pub async fn change_egress(&self, id: &SandboxId, json: String) -> Result<u64, PolicyError> {
+        self.change(id, |reply| Ask::Egress(json.clone(), reply)).await
+    }
+
+    async fn change<T>(
+        &self,
+        id: &SandboxId,
+        ask: impl Fn(oneshot::Sender<Result<T, StoreError>>) -> Ask,
+    ) -> Result<T, PolicyError> {
         let mut handle = self.handle(id).ok_or_else(|| PolicyError::NotFound { id: id.clone() })?;
         let passing = [State::Creating, State::Stopping, State::Resuming];
         let settled = |status: &Status| status.gone || !passing.contains(&status.state);
@@ -125,7 +140,7 @@ impl Registry {
                     .await
                     .map_or(true, |status| status.gone || status.state == State::Deleting);
                 let (reply, replied) = oneshot::channel();
-                let asked = handle.inbox.send(Ask::Lifecycle(json.clone(), reply)).await;
+                let asked = handle.inbox.send(ask(reply)).await;
                 if gone || asked.is_err() {
                     return Err(PolicyError::NotFound { id: id.clone() });
                 }

@@ -25,8 +25,9 @@ const REGISTRY_USER: &str = "registry-user-4715";
 const OF_GUEST: &str = "guest-console-4716";
 const BEARER: &str = "unknown-bearer-4717";
 const USER_PART: &str = "user-part-4718";
+const HEADER: &str = "header-value-4719";
 
-const SECRETS: [&str; 12] = [
+const SECRETS: [&str; 13] = [
     TOKEN,
     ENVIRONMENT,
     "private-key-line-one",
@@ -39,6 +40,7 @@ const SECRETS: [&str; 12] = [
     OF_GUEST,
     BEARER,
     USER_PART,
+    HEADER,
 ];
 
 /// The command line, built once: cargo names only the programs of a test's own crate.
@@ -71,7 +73,10 @@ fn plant(config: &mut Config) {
             entrypoint: Some(vec!["/bin/run".to_owned(), format!("--password={ARGUMENT}")]),
             cmd: None,
             lifecycle_json: None,
-            egress_json: None,
+            egress_json: Some(format!(
+                r#"{{"defaultAction":"Deny","rules":[{{"match":{{"host":"a.test"}},"action":{{"type":"Transform",
+                    "headers":[{{"operation":"Set","name":"X-Key","value":"{HEADER}"}}]}}}}]}}"#
+            )),
         },
         state: State::Failed,
         uid: None,
@@ -126,7 +131,7 @@ async fn a_bundle_holds_what_helps_and_no_secret_that_was_planted() {
     }
     log::warn!(serial = OF_GUEST, vmm = OF_GUEST; "last words of a planted microVM");
     log::warn!(
-        argument = ARGUMENT, key = KEY, token = KEPT_TOKEN, again = TOKEN;
+        argument = ARGUMENT, header = HEADER, key = KEY, token = KEPT_TOKEN, again = TOKEN;
         "planted {ENVIRONMENT}"
     );
 

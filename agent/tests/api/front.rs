@@ -85,11 +85,11 @@ async fn a_call_of_the_contract_that_is_not_carried_out_says_so() {
     let server = Server::start().await;
     let group = path::group(&crate::server::group());
     let sandbox = format!("{group}/sandboxes/aaaaaaaaaaaaaaaaaaaa");
-    let posts = ["enable", "commit", "ports/add", "egresspolicy", "files/mkdir"];
+    let posts = ["enable", "commit", "ports/add", "files/mkdir"];
     for call in posts {
         server.post(&format!("{sandbox}/{call}"), "").await.refused(404, "UnsupportedOperation");
     }
-    for call in ["volumes", "secrets", "secrets/a/keys"] {
+    for call in ["volumes", "volumes/a"] {
         server.get(&format!("{group}/{call}")).await.refused(404, "UnsupportedOperation");
     }
 }

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod bundle;
+mod egress;
 mod front;
 mod groups;
 mod images;

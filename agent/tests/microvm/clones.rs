@@ -32,7 +32,12 @@ async fn snapshot(node: &Node, id: &SandboxId) -> SnapshotRecord {
 
 fn clone_of(snapshot: &SnapshotId) -> NewSandbox {
     let labels = BTreeMap::default();
-    NewSandbox::OfSnapshot(CloneSpec { snapshot: snapshot.clone(), labels, lifecycle_json: None, egress_json: None })
+    NewSandbox::OfSnapshot(CloneSpec {
+        snapshot: snapshot.clone(),
+        labels,
+        lifecycle_json: None,
+        egress_json: None,
+    })
 }
 
 async fn cloned(node: &Node, snapshot: &SnapshotId) -> SandboxId {

@@ -355,6 +355,11 @@ impl Snapshots {
         Ok(())
     }
 
+    /// The node's own key: for what never leaves the node.
+    pub(in crate::sandbox) fn node_key(&self) -> &Key {
+        &self.node_key
+    }
+
     fn group_key(&self, group: &GroupKey) -> Result<Key, SaveError> {
         let fresh = match self.remote.as_ref().filter(|remote| remote.has(group)) {
             Some(remote) => remote.group_key(group)?,
