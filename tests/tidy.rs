@@ -28,6 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("holdfast-vmm", &["holdfast-wire"]),
     ("holdfast-guest", &["holdfast-wire"]),
     ("holdfast-pager", &["holdfast-wire", "holdfast-snapshot"]),
+    ("holdfast-egress", &["holdfast-wire", "holdfast-netpolicy"]),
     ("holdfast-convert", &["holdfast-model", "holdfast-wire", "holdfast-oci", "holdfast-rootfs"]),
     ("holdfast", &["holdfast-api"]),
     ("holdfast-harness", &["holdfast-api"]),

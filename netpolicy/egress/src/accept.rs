@@ -32,13 +32,15 @@ use crate::{
 
 /// How long a guest may take until its first message is whole.
 const FIRST_MESSAGE_TIME_MAX: Duration = Duration::from_secs(5);
-/// How long we wait for the guest's first byte where the policy lets through what we know nothing
-/// of: in some protocols the server speaks first.
+/// How long we wait for the guest to say what it speaks where the policy lets through what we know
+/// nothing of: in some protocols the server speaks first.
 const SERVER_FIRST_WAIT: Duration = Duration::from_millis(300);
 /// A wait after an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// Bytes in which a request must show that it is one.
 const METHOD_BYTES_MAX: usize = 33;
+/// First byte of whoever begins with TLS.
+const TLS_HANDSHAKE: u8 = 22;
 const DNS_PORT: u16 = 53;
 const WEB_PORTS: [u16; 2] = [80, 443];
 
@@ -144,7 +146,8 @@ impl Guest {
                 drop(handshake);
                 self.tunnel_raw(socket, &bytes, raw).await
             }
-            First::Nothing if bytes.is_empty() && raw.outcome == Ruling::Allow && !web => {
+            // Neither TLS nor a request: some other protocol, in which perhaps the server speaks first.
+            First::Nothing if !web && bytes.first() != Some(&TLS_HANDSHAKE) => {
                 drop(handshake);
                 self.tunnel_raw(socket, &bytes, raw).await
             }
@@ -166,7 +169,8 @@ impl Guest {
         let start = Instant::now();
         let mut room = [0; 4096];
         loop {
-            let max = if bytes.is_empty() { patience } else { FIRST_MESSAGE_TIME_MAX };
+            let begun = bytes.first() == Some(&TLS_HANDSHAKE);
+            let max = if begun { FIRST_MESSAGE_TIME_MAX } else { patience };
             let left = left_of(max, start, Instant::now());
             let Ok(ready) = timeout(left, socket.stream.readable()).await else {
                 return Ok(First::Nothing);
@@ -357,7 +361,6 @@ impl Ruled {
 
 /// What the bytes so far are. `None`: too few to tell.
 fn tell(bytes: &[u8]) -> Option<First> {
-    const TLS_HANDSHAKE: u8 = 22;
     if bytes.first() == Some(&TLS_HANDSHAKE) {
         return match hello::read(bytes) {
             Ok(Some(hello)) => Some(First::Tls(hello)),

@@ -1,7 +1,7 @@
 //! The sandboxes of the group, and what they have in common.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     io,
     os::fd::OwnedFd,
     sync::{
@@ -58,7 +58,6 @@ pub(crate) struct Sockets {
 pub(crate) struct Group {
     pub(crate) audit: Audit,
     setup: RwLock<Option<Arc<Setup>>>,
-    /// What nothing is allowed by and nothing is dialled with: for flows before there is a setup.
     sandboxes: Mutex<HashMap<String, Arc<Sandbox>>>,
     host_roots: Vec<CertificateDer<'static>>,
     flows: AtomicU64,
@@ -184,10 +183,10 @@ fn values(
         .collect();
     let mut values = BTreeMap::new();
     for reference in policy.value_refs().map(reference) {
-        if !values.contains_key(&reference) {
-            let value = given.remove(&reference);
-            let value = value.ok_or_else(|| Refused::NoValue(reference.clone()))?;
-            values.insert(reference, value);
+        if let Entry::Vacant(place) = values.entry(reference) {
+            let value = given.remove(place.key());
+            let value = value.ok_or_else(|| Refused::NoValue(place.key().clone()))?;
+            place.insert(value);
         }
     }
     Ok(values)

@@ -89,12 +89,16 @@ impl ResolveError {
 #[derive(Default)]
 pub(crate) struct Names(Mutex<Known>);
 
+type Key = (HostName, u16);
+
 #[derive(Default)]
 struct Known {
-    answers: HashMap<(HostName, u16), (Result<Answer, Denied>, Instant)>,
+    answers: HashMap<Key, (Result<Answer, Denied>, Instant)>,
     pins: HashMap<HostName, Vec<(IpAddr, Instant)>>,
     queries: Bucket,
     asked: Distinct,
+    /// Questions on their way: whoever asks the same waits for the answer.
+    pending: HashMap<Key, Arc<tokio::sync::Mutex<()>>>,
 }
 
 impl Names {
@@ -107,11 +111,37 @@ impl Names {
         self.known().queries.take(per_second, SECOND, now)
     }
 
+    /// What is known already. It is pinned as what is found.
+    fn kept(&self, key: &Key, now: Instant) -> Option<Result<Answer, ResolveError>> {
+        let mut known = self.known();
+        let (answer, until) = known.answers.get(key)?;
+        if *until <= now {
+            return None;
+        }
+        let answer = answer.clone().map_err(ResolveError::Denied);
+        if let Ok(answer) = &answer {
+            known.pin(&key.0, answer.addresses(), now);
+        }
+        Some(answer)
+    }
+
     /// Whether this sandbox was told that `address` is one of `name`'s.
     pub(crate) fn is_pinned(&self, name: &HostName, address: IpAddr, now: Instant) -> bool {
         let known = self.known();
         let pins = known.pins.get(name).into_iter().flatten();
         pins.into_iter().any(|(pinned, until)| *pinned == address && *until > now)
+    }
+}
+
+/// A question on its way: gone from the list when it is over, however it ends.
+struct Asking<'a> {
+    names: &'a Names,
+    key: &'a Key,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.names.known().pending.remove(self.key);
     }
 }
 
@@ -133,13 +163,7 @@ impl Known {
         }
     }
 
-    fn keep(
-        &mut self,
-        key: (HostName, u16),
-        answer: Result<Answer, Denied>,
-        seconds: u32,
-        now: Instant,
-    ) {
+    fn keep(&mut self, key: Key, answer: Result<Answer, Denied>, seconds: u32, now: Instant) {
         if self.answers.len() >= CACHE_MAX {
             self.answers.retain(|_, (_, until)| *until > now);
             evict(&mut self.answers, CACHE_MAX);
@@ -165,20 +189,22 @@ pub(crate) async fn look_up(
     name: &HostName,
     kind: u16,
 ) -> Result<Answer, ResolveError> {
+    let key = (name.clone(), kind);
+    if let Some(answer) = sandbox.names.kept(&key, Instant::now()) {
+        return answer;
+    }
+    let pending = sandbox.names.known().pending.entry(key.clone()).or_default().clone();
+    let _turn = pending.lock().await;
+    let asking = Asking { names: &sandbox.names, key: &key };
+    // Somebody else may have asked meanwhile.
     let now = Instant::now();
-    {
-        let mut known = sandbox.names.known();
-        if let Some((answer, until)) = known.answers.get(&(name.clone(), kind))
-            && *until > now
-        {
-            let answer = answer.clone().map_err(ResolveError::Denied)?;
-            known.pin(name, answer.addresses(), now);
-            return Ok(answer);
-        }
-        if !known.asked.admit(name.as_str(), setup.limits.dns_names, NAMES_WINDOW, now) {
-            sandbox.counters.limited.fetch_add(1, Relaxed);
-            return Err(ResolveError::TooManyNames);
-        }
+    if let Some(answer) = sandbox.names.kept(&key, now) {
+        return answer;
+    }
+    let names_max = setup.limits.dns_names;
+    if !sandbox.names.known().asked.admit(name.as_str(), names_max, NAMES_WINDOW, now) {
+        sandbox.counters.limited.fetch_add(1, Relaxed);
+        return Err(ResolveError::TooManyNames);
     }
     let (code, records) = follow(sandbox, &setup.resolvers, name, kind).await?;
     // The time that counts begins when the answer is here.
@@ -188,7 +214,9 @@ pub(crate) async fn look_up(
     if let Ok(answer) = &answer {
         known.pin(name, answer.addresses(), now);
     }
-    known.keep((name.clone(), kind), answer.clone(), ttl, now);
+    known.keep(key.clone(), answer.clone(), ttl, now);
+    drop(known);
+    drop(asking);
     answer.map_err(ResolveError::Denied)
 }
 
