@@ -57,6 +57,7 @@ fn serve() -> io::Result<()> {
         hidden: vec![mounts::IMAGE, mounts::DISK, mounts::CGROUPS],
         volumes: PathBuf::from(mounts::VOLUMES),
         cgroups: PathBuf::from(mounts::CGROUPS),
+        disk: Some(PathBuf::from(mounts::DISK)),
     };
     let guest = Arc::new(Guest::new(site, root, ready_ns)?);
     if listener.is_ok() {

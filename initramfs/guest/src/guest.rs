@@ -16,7 +16,9 @@ use crate::{
     entrypoint::Entrypoint,
     failure::{failure, from_io},
     kept::Keeper,
-    limits, power, resumed, root,
+    limits, power,
+    quiesce::Frost,
+    resumed, root,
     rpc::THREAD_STACK_BYTES,
     workload::{Site, Workload},
 };
@@ -33,6 +35,7 @@ pub struct Guest {
     /// Connections being served.
     pub(crate) connections: AtomicUsize,
     pub(crate) keeper: Arc<Keeper>,
+    pub(crate) frost: Arc<Frost>,
     /// Readable once the power-off was asked for and the workload is stopped.
     pub(crate) off: OwnedFd,
 }
@@ -57,6 +60,7 @@ impl Guest {
             phase: Mutex::new(Phase::Waiting),
             connections: AtomicUsize::new(0),
             keeper: Arc::default(),
+            frost: Arc::default(),
             off: eventfd(0, EventfdFlags::CLOEXEC)?,
         })
     }

@@ -42,6 +42,8 @@ pub struct Site {
     pub volumes: PathBuf,
     /// Folder of a cgroup2 mount.
     pub cgroups: PathBuf,
+    /// Where the sandbox's own disk is mounted. `None`: what it writes to is others' too.
+    pub disk: Option<PathBuf>,
 }
 
 /// What everything inside runs with unless an exec says otherwise.

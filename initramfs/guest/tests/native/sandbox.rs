@@ -42,7 +42,7 @@ impl Sandbox {
         let cgroups = cgroup2_mount().join(folder.path().file_name().unwrap());
         fs::create_dir(&cgroups).unwrap();
         let volumes = disk.join("volumes");
-        let site = Site { root, hidden: Vec::new(), volumes, cgroups: cgroups.clone() };
+        let site = Site { root, hidden: Vec::new(), volumes, cgroups: cgroups.clone(), disk: None };
         let guest = Arc::new(Guest::new(site, None, 1).unwrap());
         let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
         let server = std::thread::spawn(move || serve(&listener, &guest));
