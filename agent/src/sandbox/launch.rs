@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use super::{
-    LaunchError, control, control::Control, driver::Node, guest::GuestLink, limits,
+    LaunchError, Mended, control, control::Control, driver::Node, guest::GuestLink, limits,
     snapshots::TakenUp, uid::UidLease,
 };
 use crate::{
@@ -99,6 +99,17 @@ pub(super) struct Machine {
     run: RunFolder,
     _uid: UidLease,
     _reservation: Reservation,
+    pub(super) made: MadeIn,
+}
+
+/// How long the making of a machine took, in microseconds. Zeros of one that was taken over.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct MadeIn {
+    pub(super) disk_us: u64,
+    /// Cgroup, run folder, network slot, descriptors.
+    pub(super) jail_us: u64,
+    /// The process, not until it answered.
+    pub(super) spawn_us: u64,
 }
 
 /// What a machine is given that lies in no folder.
@@ -120,6 +131,8 @@ pub(super) struct Booted {
     pub(super) control: Control,
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) guest: GuestLink,
+    /// What a guest that goes on has mended. `None` of one that has just booted.
+    pub(super) mended: Option<Mended>,
 }
 
 impl Machine {
@@ -133,12 +146,15 @@ impl Machine {
     ) -> Result<Self, LaunchError> {
         let Lent { uid, reservation } = lent;
         let resources = record.spec.resources;
+        let began = Instant::now();
         let disk = match &saved {
             Some(saved) => node.disks.create_from(&record.id, &saved.disk),
             None => node.disks.create(&record.id, resources.disk),
         };
         let disk = disk.map_err(LaunchError::Disk)?;
+        let disk_us = us_since(began);
         fault::at(Point::CreateDisk);
+        let began = Instant::now();
         let limits = limits::at_boot(resources, reservation.demand().memory, &node.traffic);
         node.cgroups.prepare()?;
         let cgroup = node.cgroups.create(record.id.as_str(), limits)?;
@@ -148,9 +164,10 @@ impl Machine {
 
         let mut handover = Handover::default();
         let mut state_fd = None;
-        let memory_private = saved.is_some();
-        let memory = match saved {
-            Some(TakenUp { memory, state, .. }) => {
+        let stood = saved.and_then(|saved| saved.memory.zip(Some(saved.state)));
+        let memory_private = stood.is_some();
+        let memory = match stood {
+            Some((memory, state)) => {
                 let state = sealed_bytes(&state).map_err(LaunchError::State)?;
                 state_fd = Some(handover.give(state)?);
                 memory.into_parts().0.into()
@@ -199,6 +216,8 @@ impl Machine {
         };
         let frame = frame::encode(&config)
             .map_err(|error| LaunchError::Image { reason: error.to_string() })?;
+        let jail_us = us_since(began);
+        let began = Instant::now();
         let process = VmmProcess::spawn(VmmPlan {
             jailer: &node.jailer,
             program: &node.vmm,
@@ -219,8 +238,9 @@ impl Machine {
             // Before the order to boot: nothing of the guest's has run on any core yet.
             keep_cores_apart(process.pid())?;
         }
+        let made = MadeIn { disk_us, jail_us, spawn_us: us_since(began) };
         fault::at(Point::CreateSpawned);
-        Ok(Self { process, cgroup, run, _uid: uid, _reservation: reservation })
+        Ok(Self { process, cgroup, run, _uid: uid, _reservation: reservation, made })
     }
 
     /// Takes over what an earlier agent had lent to a sandbox, if its VMM runs still. Blocks.
@@ -240,6 +260,7 @@ impl Machine {
                     run,
                     _uid: uid,
                     _reservation: reservation,
+                    made: MadeIn::default(),
                 })),
                 None => Found::Nothing,
             }),
@@ -253,7 +274,7 @@ impl Machine {
 
     /// Leaves all of it as it is, for the next agent.
     pub(super) fn detach(self) {
-        let Self { process, cgroup, run, _uid, _reservation } = self;
+        let Self { process, cgroup, run, .. } = self;
         process.detach();
         cgroup.detach();
         run.detach();
@@ -272,7 +293,8 @@ impl Machine {
                 return Err(LaunchError::Ended { reason: format!("its VMM is {phase:?}") });
             }
         }
-        Ok(Booted { control, events, guest: GuestLink::new(self.vsock_path()) })
+        let guest = GuestLink::new(self.vsock_path());
+        Ok(Booted { control, events, guest, mended: None })
     }
 
     pub(super) fn control_path(&self) -> PathBuf {

@@ -20,6 +20,7 @@ use log::warn;
 use super::{
     disk::{self, DiskError, clone},
     memory::GuestMemory,
+    report::{Fetched, Warmth},
     snapshots::TakenUp,
 };
 
@@ -195,7 +196,9 @@ impl Templates {
 impl Template {
     fn take_up(&self) -> io::Result<TakenUp> {
         let memory = fs::File::open(self.folder.join(MEMORY_FILE))?;
-        Ok(TakenUp { memory, state: self.state.clone(), disk: self.folder.join(DISK_FILE) })
+        let fetched = Fetched { warmth: Warmth::Hot, ..Fetched::default() };
+        let (state, disk) = (self.state.clone(), self.folder.join(DISK_FILE));
+        Ok(TakenUp { memory: Some(memory), state, disk, fetched })
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::{
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
@@ -14,30 +15,38 @@ use std::{
 use fs_err as fs;
 use holdfast_model::{GroupKey, SnapshotId};
 use holdfast_snapshot::{
-    Collected, Draft, FileSource, Folder, Key, Pages, PieceStore, Snapshot, SnapshotError, collect,
+    Collected, Draft, FileSource, Folder, Key, PAGE_BYTES, Pages, PieceStore, Snapshot,
+    SnapshotError, collect,
 };
 use holdfast_store::{Store, StoreError};
 use log::{info, warn};
 
 mod hot;
 mod inspect;
+#[cfg(test)]
+mod kill_tests;
 mod remote;
 #[cfg(test)]
 mod remote_tests;
+#[cfg(test)]
+mod store_tests;
 
 use super::{
     disk::{self, DiskError, clone},
     memory::GuestMemory,
+    report::{Fetched, Warmth},
 };
 use crate::{
     durable::{self, Readers},
     error_chain::error_chain,
+    fault::{self, Point},
 };
 
-/// Name of the memory's image in a snapshot.
+/// Name of the memory's image in a snapshot. One without it is of the disk alone.
 const MEMORY: &str = "memory";
 const DISK_FILE: &str = "disk.ext4";
 const KEY_BYTES: usize = 32;
+const PAGE: u64 = PAGE_BYTES as u64;
 
 pub use inspect::Anatomy;
 pub(super) use remote::Remote;
@@ -120,7 +129,8 @@ impl Drop for Pin {
 pub(super) struct Copied {
     id: SnapshotId,
     folder: PathBuf,
-    memory: fs::File,
+    /// `None`: the disk alone.
+    memory: Option<fs::File>,
     parent: Option<(SnapshotId, Pages)>,
     committed: bool,
 }
@@ -128,6 +138,13 @@ pub(super) struct Copied {
 impl Copied {
     pub(super) fn id(&self) -> &SnapshotId {
         &self.id
+    }
+
+    fn take_disk(&self, disk: &Path) -> Result<(), SaveError> {
+        let to = self.folder.join(DISK_FILE);
+        let saved = disk::new(&to)?;
+        let from = fs::File::open(disk).map_err(failed("open", disk))?;
+        clone(&from, &saved).map_err(failed("copy the disk to", &to))
     }
 }
 
@@ -142,11 +159,13 @@ impl Drop for Copied {
 /// What a resume begins with.
 #[derive(Debug)]
 pub(super) struct TakenUp {
-    /// Shared with others: for reading only.
-    pub(super) memory: fs::File,
+    /// Shared with others: for reading only. `None`: there is only a disk, to boot from.
+    pub(super) memory: Option<fs::File>,
+    /// Of CPUs and devices. Empty where there is no memory.
     pub(super) state: Vec<u8>,
     /// To be copied before it is written.
     pub(super) disk: PathBuf,
+    pub(super) fetched: Fetched,
 }
 
 impl Snapshots {
@@ -191,22 +210,29 @@ impl Snapshots {
         fs::create_dir_all(&folder).map_err(failed("make", &folder))?;
         let path = self.memory_path(&id);
         // From here on its drop cleans up.
-        let mut copied =
-            Copied { memory: disk::new(&path)?, id, folder, parent: None, committed: false };
+        let mut copied = Copied { id, folder, memory: None, parent: None, committed: false };
+        let to = disk::new(&path)?;
         let below = parent.and_then(|parent| fs::File::open(self.memory_path(parent)).ok());
-        let changed = memory.copy(&copied.memory, below.as_ref());
+        let changed = memory.copy(&to, below.as_ref());
         let changed = changed.map_err(failed("copy guest memory to", &path))?;
+        copied.memory = Some(to);
         copied.parent = parent.cloned().zip(changed);
         self.keep_to_budget(&copied.id);
-
-        let to = copied.folder.join(DISK_FILE);
-        let saved = disk::new(&to)?;
-        let from = fs::File::open(disk).map_err(failed("open", disk))?;
-        clone(&from, &saved).map_err(failed("copy the disk to", &to))?;
+        copied.take_disk(disk)?;
         Ok(copied)
     }
 
-    /// Makes it durable. The guest may run meanwhile.
+    /// Copies the disk alone of a guest that stands still.
+    pub(super) fn copy_disk(&self, id: SnapshotId, disk: &Path) -> Result<Copied, SaveError> {
+        let folder = self.folder(&id);
+        fs::create_dir_all(&folder).map_err(failed("make", &folder))?;
+        let copied = Copied { id, folder, memory: None, parent: None, committed: false };
+        copied.take_disk(disk)?;
+        Ok(copied)
+    }
+
+    /// Makes it durable. The guest may run meanwhile. `state`: of CPUs and devices, where memory was
+    /// copied.
     pub(super) fn commit(
         &self,
         group: &GroupKey,
@@ -222,23 +248,27 @@ impl Snapshots {
             let synced = fs::File::open(folder).and_then(|folder| folder.sync_all());
             synced.map_err(failed("sync", folder))?;
         }
-        let source = copied.memory.file().try_clone().and_then(FileSource::new);
-        let source = source.map_err(failed("read", &copied.folder))?;
+        fault::at(Point::SaveDisk);
         let parent = match &copied.parent {
             Some((parent, _)) => Some(Snapshot::open(&self.pieces, &key, parent.as_str())?),
             None => None,
         };
         let draft = |parent| Draft::new(&self.pieces, &key, copied.id.as_str(), parent);
         let mut saved = draft(parent.as_ref())?;
-        let changed = copied.parent.as_ref().map(|(_, changed)| changed);
-        match saved.image(MEMORY, &source, changed, &[]) {
-            Err(SnapshotError::TooDeep { .. }) => {
-                saved = draft(None)?;
-                saved.image(MEMORY, &source, None, &[])?;
+        if let Some(memory) = &copied.memory {
+            let source = memory.file().try_clone().and_then(FileSource::new);
+            let source = source.map_err(failed("read", &copied.folder))?;
+            let changed = copied.parent.as_ref().map(|(_, changed)| changed);
+            match saved.image(MEMORY, &source, changed, &[]) {
+                Err(SnapshotError::TooDeep { .. }) => {
+                    saved = draft(None)?;
+                    saved.image(MEMORY, &source, None, &[])?;
+                }
+                written => drop(written?),
             }
-            written => drop(written?),
+            saved.state(state)?;
         }
-        saved.state(state)?;
+        fault::at(Point::SavePieces);
         saved.commit(now_ms)?;
         copied.committed = true;
         Ok(())
@@ -248,12 +278,18 @@ impl Snapshots {
     pub(super) fn take_up(&self, group: &GroupKey, id: &SnapshotId) -> Result<TakenUp, SaveError> {
         let key = self.known_group_key(group)?;
         let snapshot = Snapshot::open(&self.pieces, &key, id.as_str())?;
+        let disk = self.folder(id).join(DISK_FILE);
+        let mut fetched = Fetched { warmth: Warmth::Booted, ..Fetched::default() };
+        if !snapshot.manifest.images.contains_key(MEMORY) {
+            return Ok(TakenUp { memory: None, state: Vec::new(), disk, fetched });
+        }
         let state = snapshot.state(&self.pieces, &key)?;
         let state = state.ok_or_else(|| SaveError::NoState { id: id.clone() })?;
         let path = self.memory_path(id);
         let memory = match fs::File::open(&path) {
             Ok(memory) => {
                 hot::used(&memory);
+                fetched.warmth = Warmth::Hot;
                 memory
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -261,7 +297,16 @@ impl Snapshots {
                 // One that an earlier attempt left is of no use.
                 let _ = fs::remove_file(&draft);
                 let file = disk::new(&draft)?;
-                snapshot.image(&self.pieces, &key, MEMORY)?.restore(file.file())?;
+                let image = snapshot.image(&self.pieces, &key, MEMORY)?;
+                if let Err(error) = image.restore(file.file()) {
+                    // It may have filled the disk.
+                    let _ = fs::remove_file(&draft);
+                    return Err(error.into());
+                }
+                fault::at(Point::WarmWritten);
+                let (frames, bytes) = image.stored();
+                let pages = file.metadata().map_or(0, |metadata| metadata.blocks() * 512 / PAGE);
+                fetched = Fetched { warmth: Warmth::Cold, bytes, frames, pages };
                 fs::rename(&draft, &path).map_err(failed("rename", &draft))?;
                 let memory = fs::File::open(&path).map_err(failed("open", &path))?;
                 self.keep_to_budget(id);
@@ -269,7 +314,7 @@ impl Snapshots {
             }
             Err(error) => return Err(failed("open", &path)(error)),
         };
-        Ok(TakenUp { memory, state, disk: self.folder(id).join(DISK_FILE) })
+        Ok(TakenUp { memory: Some(memory), state, disk, fetched })
     }
 
     /// Keeps a snapshot that nothing durable names yet, or soon not any more.
@@ -302,6 +347,7 @@ impl Snapshots {
     /// Removes a snapshot, and what no other one stands on. Harmless when there is none.
     fn remove(&self, id: &SnapshotId) -> Result<(), SaveError> {
         self.pieces.delete_manifest(id.as_str())?;
+        fault::at(Point::GcManifest);
         let folder = self.folder(id);
         match fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -309,6 +355,7 @@ impl Snapshots {
             }
             _ => {}
         }
+        fault::at(Point::GcFolder);
         self.collect().map(drop)
     }
 

@@ -30,12 +30,12 @@ pub(super) fn copied(snapshots: &Snapshots, id: SnapshotId, text: &[u8]) -> Copi
     memory.set_len(1 << 20).unwrap();
     memory.file().write_all_at(text, 8192).unwrap();
     fs::write(folder.join(DISK_FILE), DISK).unwrap();
-    Copied { id, folder, memory, parent: None, committed: false }
+    Copied { id, folder, memory: Some(memory), parent: None, committed: false }
 }
 
 pub(super) fn memory_of(taken: &TakenUp) -> Vec<u8> {
     let mut text = vec![0; 5];
-    taken.memory.file().read_exact_at(&mut text, 8192).unwrap();
+    taken.memory.as_ref().unwrap().file().read_exact_at(&mut text, 8192).unwrap();
     text
 }
 
