@@ -99,7 +99,7 @@ fn resident_kib(pid: u32) -> u64 {
 async fn suspend(node: &Node, id: &SandboxId, name: &str) {
     let before = piece_bytes(node);
     let began = Instant::now();
-    node.registry.suspend(id).await.unwrap();
+    node.registry.suspend(id, None).await.unwrap();
     say(&format!("{name}_suspend_us"), us(began));
     // What the suspend before stored is gone if nothing stands on it.
     say(&format!("{name}_stored_kib"), piece_bytes(node).abs_diff(before) / 1024);

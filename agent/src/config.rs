@@ -127,6 +127,9 @@ pub struct Snapshots {
     pub hot_mib: u32,
     /// Booted guests kept for later sandboxes of the same image and size. 0: every one boots.
     pub templates_max: u32,
+    /// Whether guests drop clean pages of files before they are saved: less is stored, and the first
+    /// commands after a resume read their programs from the disk again.
+    pub drop_caches: bool,
 }
 
 /// The object store that snapshots are kept in besides the node.
@@ -249,7 +252,7 @@ impl Default for Images {
 impl Default for Snapshots {
     fn default() -> Self {
         // Some tens of MiB of disk each, and as much page cache while it is used.
-        Self { hot_mib: 0, templates_max: 16 }
+        Self { hot_mib: 0, templates_max: 16, drop_caches: false }
     }
 }
 

@@ -1,5 +1,5 @@
-//! Points at which a test has the agent die, as if it were killed there. Without the cargo feature
-//! `fault-points` they are nothing.
+//! Points at which a test has the agent die, as if it were killed there. Outside of tests, without the
+//! cargo feature `fault-points`, they are nothing.
 //!
 //! `HOLDFAST_FAULT_POINT=name` kills the process the first time it comes to the point of that name;
 //! `name:3` the third time.
@@ -43,10 +43,16 @@ points! {
     CreateRunning = "create.running",
     /// The record says Stopping; the guest runs.
     SuspendAccepted = "suspend.accepted",
+    /// The guest has written what it had not written; in mode Disk it holds its disk still.
+    SuspendQuiet = "suspend.quiet",
     /// The guest stands still.
     SuspendPaused = "suspend.paused",
     /// Memory and disk are copied; nothing of it is durable.
     SuspendCopied = "suspend.copied",
+    /// The copy of the disk is durable; no piece is.
+    SaveDisk = "save.disk",
+    /// All pieces are durable; there is no manifest.
+    SavePieces = "save.pieces",
     /// The snapshot is durable; the record does not name it.
     SuspendDurable = "suspend.durable",
     /// The record says Suspended; the VMM is there.
@@ -59,12 +65,40 @@ points! {
     ResumeRestored = "resume.restored",
     /// The record says Running; nobody was told.
     ResumeRunning = "resume.running",
+    /// Memory that is no longer hot is written anew; it has no name yet.
+    WarmWritten = "warm.written",
     /// A sandbox that is to be saved runs on; nothing of its copy is durable.
     SnapshotCopied = "snapshot.copied",
     /// The snapshot is durable; no record names it.
     SnapshotDurable = "snapshot.durable",
     /// There is a record of it; nobody was told.
     SnapshotRecorded = "snapshot.recorded",
+    /// The sandbox is saved for its forks; no record names that.
+    ForkKept = "fork.kept",
+    /// The records of all forks are durable; nothing else of them is there.
+    ForkAccepted = "fork.accepted",
+    /// It is noted that something of a snapshot may be in the remote store; nothing is.
+    UploadMarked = "upload.marked",
+    /// Its memory and state are there.
+    UploadPieces = "upload.pieces",
+    /// All of it is there but the manifest.
+    UploadDisk = "upload.disk",
+    /// All of it is there; it is not noted.
+    UploadCommitted = "upload.committed",
+    /// It is noted that a snapshot is another node's; nothing of it is here.
+    FetchMarked = "fetch.marked",
+    /// Its pieces are here.
+    FetchPieces = "fetch.pieces",
+    /// Its disk is here too; there is no manifest.
+    FetchDisk = "fetch.disk",
+    /// All of it is here; no record names it.
+    FetchCommitted = "fetch.committed",
+    /// The manifest of a snapshot that nobody needs is gone; all else is here.
+    GcManifest = "gc.manifest",
+    /// Its disk and memory are gone; its pieces are here.
+    GcFolder = "gc.folder",
+    /// Its manifest is gone from the remote store; it is noted as there.
+    GcRemote = "gc.remote",
     /// A command's call is marked begun; the guest does not know of it.
     ExecBegun = "exec.begun",
     /// The guest runs the command.
@@ -87,11 +121,11 @@ points! {
 pub const FAULT_POINT: &str = "HOLDFAST_FAULT_POINT";
 
 /// Passes the point, unless this process is to die at it.
-#[cfg(not(feature = "fault-points"))]
+#[cfg(not(any(test, feature = "fault-points")))]
 pub(crate) fn at(_: Point) {}
 
 /// Passes the point, unless this process is to die at it.
-#[cfg(feature = "fault-points")]
+#[cfg(any(test, feature = "fault-points"))]
 pub(crate) fn at(point: Point) {
     use std::sync::{
         LazyLock,
@@ -125,7 +159,10 @@ mod tests {
         assert_eq!(names.len(), Point::ALL.len());
         for name in names {
             let operation = name.split('.').next();
-            let operations = ["create", "suspend", "resume", "snapshot", "exec", "delete"];
+            let operations = [
+                "create", "suspend", "save", "resume", "warm", "snapshot", "fork", "upload",
+                "fetch", "gc", "exec", "delete",
+            ];
             assert!(operations.map(Some).contains(&operation), "{name}");
         }
     }

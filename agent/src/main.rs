@@ -65,7 +65,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => info!("interrupted"),
     }
     tell_systemd("STOPPING=1");
-    let ending = if node_stops().await { Ending::PowerOff } else { Ending::Detach };
+    let ending = if node_stops().await { Ending::Suspend } else { Ending::Detach };
     info!(ending:?; "stopping");
     daemon.stop(ending).await;
     Ok(())

@@ -10,7 +10,7 @@ use prometheus::{
     Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder,
 };
 
-use crate::sandbox::BootPhases;
+use crate::sandbox::{BootPhases, ResumePhases, ResumeReport};
 
 /// The form of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -81,6 +81,8 @@ const ENDS: &[&str] = &[
     "agent_stopped",
 ];
 const PHASES: &[&str] = &["turn", "prepare", "spawn", "boot", "start"];
+const RESUME_PHASES: &[&str] = &ResumePhases::NAMES;
+const WARMTHS: &[&str] = &["hot", "cold", "booted"];
 const OUTCOMES: &[&str] = &["done", "failed"];
 const METHODS: &[&str] = &["GET", "PUT", "POST", "DELETE", "HEAD", "OPTIONS", "PATCH", "other"];
 
@@ -121,6 +123,12 @@ metrics! {
         &[label("event", &["made", "not_made", "used"])]);
     BOOT_PHASES = metric("holdfast_boot_phase_seconds", Histogram, "seconds",
         "Phases of launches that came to Running.", &[label("phase", PHASES)]);
+    RESUME_PHASE = metric("holdfast_resume_phase_seconds", Histogram, "seconds",
+        "Phases of resumes, and of clones' launches, that came to Running, by where the memory came \
+         from.",
+        &[label("from", WARMTHS), label("phase", RESUME_PHASES)]);
+    RESUME_READ = metric("holdfast_resume_read_bytes_total", Counter, "bytes",
+        "Stored bytes that were read before a guest went on.", &[]);
     EXITS = metric("holdfast_exits_total", Counter, "microVMs",
         "Ends of microVMs by reason.", &[label("reason", ENDS)]);
     VMM_RESIDENT = metric("holdfast_vmm_resident_bytes", Gauge, "bytes",
@@ -362,6 +370,15 @@ impl Metrics {
     /// A resume came to Running.
     pub fn resumed(&self) {
         self.add(&RESUMES, &["done"], 1);
+    }
+
+    /// A sandbox went on from something that was kept.
+    pub fn went_on(&self, report: &ResumeReport) {
+        let from = report.fetched.warmth.as_str();
+        for (phase, us) in report.phases.list() {
+            self.observe(&RESUME_PHASE, &[from, phase], Duration::from_micros(us));
+        }
+        self.add(&RESUME_READ, &[], report.fetched.bytes);
     }
 
     pub fn resume_failed(&self) {
@@ -628,6 +645,26 @@ mod tests {
             r#"holdfast_device_requests_total{device="network"} 3"#,
             r#"holdfast_device_errors_total{device="network"} 4"#,
             "holdfast_memory_given_back_bytes_total 4096",
+        ] {
+            assert!(text.lines().any(|known| known == line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_resume_is_measured_by_phase_and_by_where_its_memory_came_from() {
+        use crate::sandbox::{Fetched, Warmth};
+        assert_eq!(Warmth::ALL.map(Warmth::as_str), *WARMTHS);
+        let metrics = Metrics::new().unwrap();
+        let mut report = ResumeReport::default();
+        report.phases.total_us = 2_500;
+        report.fetched = Fetched { warmth: Warmth::Cold, bytes: 4096, frames: 1, pages: 3 };
+        metrics.went_on(&report);
+        let text = metrics.text().unwrap();
+        for line in [
+            r#"holdfast_resume_phase_seconds_sum{from="cold",phase="total"} 0.0025"#,
+            r#"holdfast_resume_phase_seconds_count{from="cold",phase="tell"} 1"#,
+            r#"holdfast_resume_phase_seconds_count{from="hot",phase="total"} 0"#,
+            "holdfast_resume_read_bytes_total 4096",
         ] {
             assert!(text.lines().any(|known| known == line), "{line}\n{text}");
         }

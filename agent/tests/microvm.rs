@@ -16,6 +16,8 @@ mod neighbours;
 mod node;
 #[path = "microvm/rounds.rs"]
 mod rounds;
+#[path = "microvm/stopped.rs"]
+mod stopped;
 #[path = "microvm/suspended.rs"]
 mod suspended;
 

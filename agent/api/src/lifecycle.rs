@@ -1,5 +1,6 @@
 //! Lifecycle policy of a sandbox: when it is suspended and deleted by itself.
 
+pub use holdfast_model::SuspendMode;
 use serde::{Deserialize, Serialize};
 
 use crate::decode::BadBody;
@@ -25,12 +26,6 @@ pub struct AutoSuspend {
     pub interval: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<SuspendMode>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SuspendMode {
-    Memory,
-    Disk,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,5 +73,56 @@ impl Lifecycle {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn suspend(interval: u64) -> AutoSuspend {
+        AutoSuspend { enabled: true, interval: Some(interval), mode: Some(SuspendMode::Disk) }
+    }
+
+    fn delete(seconds: u64) -> AutoDelete {
+        AutoDelete { enabled: true, delete_interval_in_seconds: Some(seconds) }
+    }
+
+    #[test]
+    fn a_change_replaces_the_policies_it_has_whole_and_leaves_the_others() {
+        let policies = |auto_suspend_policy, auto_delete_policy| Lifecycle {
+            auto_suspend_policy,
+            auto_delete_policy,
+        };
+        let before = policies(Some(suspend(1)), Some(delete(2)));
+        let off = AutoSuspend { enabled: false, interval: None, mode: None };
+        let cases = [
+            (policies(None, None), before.clone()),
+            (policies(Some(suspend(7)), None), policies(Some(suspend(7)), Some(delete(2)))),
+            (policies(None, Some(delete(9))), policies(Some(suspend(1)), Some(delete(9)))),
+            // Nothing of the one before is left in it.
+            (policies(Some(off.clone()), None), policies(Some(off), Some(delete(2)))),
+        ];
+        for (change, expected) in cases {
+            assert_eq!(before.clone().changed(change.clone()), expected, "{change:?}");
+        }
+        let first = policies(Some(suspend(1)), None);
+        assert_eq!(Lifecycle::default().changed(first.clone()), first);
+    }
+
+    #[test]
+    fn a_policy_is_kept_as_text_that_reads_back_and_impossible_times_are_refused() {
+        let policy = Lifecycle { auto_suspend_policy: Some(suspend(7)), auto_delete_policy: None };
+        let text = policy.checked_json().unwrap();
+        assert_eq!(Lifecycle::of_record(Some(&text)), policy);
+        assert_eq!(Lifecycle::of_record(None), Lifecycle::default());
+        for interval in [0, INTERVAL_SECONDS_MAX + 1] {
+            let policy = Lifecycle {
+                auto_suspend_policy: Some(suspend(interval)),
+                auto_delete_policy: None,
+            };
+            let error = policy.checked_json().unwrap_err().to_string();
+            assert!(error.contains("autoSuspendPolicy.interval"), "{error}");
+        }
     }
 }

@@ -177,6 +177,31 @@ pub struct SandboxDetails {
     pub vmm: Option<VmmDetails>,
     /// Phases of the launch, in their order.
     pub phases: Vec<Phase>,
+    /// How it came to run, if it went on from something that was kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resume_report: Option<ResumeReport>,
+}
+
+/// What a resume, or the launch of a clone, came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResumeReport {
+    /// `hot`: memory was mapped from a file; `cold`: read from the snapshot's pieces; `booted`: there
+    /// was a disk only.
+    pub from: String,
+    /// In their order; the last, `total`, is from the call until it ran.
+    pub phases: Vec<Phase>,
+    /// Stored bytes read before it ran, the frames they were, and the pages of 4 KiB that are not
+    /// zero.
+    pub bytes_read: u64,
+    pub frames_read: u64,
+    pub pages_read: u64,
+    /// How far its clock was set forward, in microseconds. None of one that booted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock_skew_us: Option<i64>,
+    /// TCP connections to others that were ended in it. None where nobody looked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections_reset: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -42,6 +42,11 @@ pub fn snapshot_of(key: &GroupKey, id: &str) -> String {
     format!("{}/snapshot", sandbox(key, id))
 }
 
+/// POST of a [`crate::sandbox::Suspend`].
+pub fn suspend(key: &GroupKey, id: &str) -> String {
+    format!("/v1{}/suspend", sandbox(key, id))
+}
+
 /// POST: copies of a sandbox, beside it.
 pub fn fork(key: &GroupKey, id: &str) -> String {
     format!("/v1{}/fork", sandbox(key, id))

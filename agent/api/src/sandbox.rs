@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use holdfast_model::{
     DiskImageId, GroupKey, Mib, MilliCpu, Resources, SandboxId, SandboxSpec, SnapshotId, State,
-    StopReason,
+    StopReason, SuspendMode,
     id::BadId,
     sandbox::{CloneSpec, ImageSource, NewSandbox},
 };
@@ -114,6 +114,15 @@ impl From<Resources> for ResourcesBody {
     }
 }
 
+/// Body of `POST /v1/…/sandboxes/{id}/suspend`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Suspend {
+    /// What is to be kept. None: what the sandbox's policy says, and memory where it says nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<SuspendMode>,
+}
+
 /// One sandbox as every call answers it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -165,12 +174,15 @@ pub struct StateDetails {
     /// Why the sandbox is Failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
-    /// Why it was suspended: `UserStopped` or `Idle`.
+    /// Why it was suspended: `UserStopped`, `Idle` or `NodeStopped`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped_reason: Option<String>,
     /// RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped_at: Option<String>,
+    /// What was kept of it, `Memory` or `Disk`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suspend_mode: Option<SuspendMode>,
 }
 
 /// What a sandbox is doing, and why.
@@ -179,27 +191,44 @@ pub struct Condition {
     pub state: State,
     /// Why it is Failed, or what went wrong with it last.
     pub failure: Option<String>,
-    /// Its last suspend: why, and when (RFC 3339).
-    pub stopped: Option<(StopReason, String)>,
+    /// Its last suspend.
+    pub stopped: Option<Stopped>,
+}
+
+/// A suspend.
+#[derive(Debug, Clone)]
+pub struct Stopped {
+    pub reason: StopReason,
+    /// RFC 3339.
+    pub at: String,
+    pub mode: SuspendMode,
 }
 
 impl Condition {
     pub fn public_state(&self) -> PublicState {
         match (self.state, &self.stopped) {
-            (State::Suspended, Some((StopReason::Idle, _))) => PublicState::Idle,
+            // Suspended by the node, which also wakes it.
+            (
+                State::Suspended,
+                Some(Stopped { reason: StopReason::Idle | StopReason::NodeStopped, .. }),
+            ) => PublicState::Idle,
             (state, _) => state.into(),
         }
     }
 
     fn details(self) -> Option<StateDetails> {
         let stopped = self.stopped.filter(|_| self.state == State::Suspended);
-        let (reason, at) = stopped.unzip();
-        let reason = reason.map(|reason| match reason {
-            StopReason::Asked => "UserStopped".to_owned(),
-            StopReason::Idle => "Idle".to_owned(),
-        });
-        let details =
-            StateDetails { failure: self.failure, stopped_reason: reason, stopped_at: at };
+        let mut details = StateDetails { failure: self.failure, ..StateDetails::default() };
+        if let Some(Stopped { reason, at, mode }) = stopped {
+            let reason = match reason {
+                StopReason::Asked => "UserStopped",
+                StopReason::Idle => "Idle",
+                StopReason::NodeStopped => "NodeStopped",
+            };
+            details.stopped_reason = Some(reason.to_owned());
+            details.stopped_at = Some(at);
+            details.suspend_mode = Some(mode);
+        }
         (details != StateDetails::default()).then_some(details)
     }
 }

@@ -159,16 +159,28 @@ pub(crate) enum SandboxCommand {
         label: Vec<String>,
     },
     /// Show one sandbox.
-    Get { id: String },
+    #[command(alias = "show")]
+    Get {
+        id: String,
+        /// Show too what its last resume took.
+        #[arg(short, long)]
+        verbose: bool,
+    },
     /// Run a command in a sandbox. One that is suspended is resumed for it.
     Exec(Exec),
-    /// Keep sandboxes as snapshots of memory and disk, and give the node back what they use.
+    /// Keep sandboxes as snapshots, and give the node back what they use.
     Suspend {
+        /// What is kept; without it what the sandbox's policy says, or memory.
+        #[arg(long, value_enum)]
+        mode: Option<Mode>,
         #[arg(required = true)]
         ids: Vec<String>,
     },
-    /// Have suspended sandboxes go on where they stood.
+    /// Have suspended sandboxes go on.
     Resume {
+        /// Show what it took.
+        #[arg(short, long)]
+        verbose: bool,
         #[arg(required = true)]
         ids: Vec<String>,
     },
@@ -187,6 +199,15 @@ pub(crate) enum SandboxCommand {
         #[arg(required = true)]
         ids: Vec<String>,
     },
+}
+
+/// What a suspend keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// Memory and disk: the sandbox goes on where it stood.
+    Memory,
+    /// The disk alone: the sandbox boots anew from it.
+    Disk,
 }
 
 #[derive(Debug, clap::Args)]
@@ -433,6 +454,25 @@ mod tests {
         assert_eq!((set.default, set.deny.len()), (Some(EgressDefault::Deny), 1));
         let both = ["holdfast", "egress", "decisions", "x", "--denied", "--allowed"];
         assert!(Args::try_parse_from(both).is_err());
+    }
+
+    #[test]
+    fn a_suspend_says_what_is_kept_by_name_or_leaves_it_to_the_policy() {
+        let mode = |words: &[&str]| {
+            let line = [&["holdfast", "sandbox", "suspend"], words].concat();
+            let Command::Sandbox(SandboxCommand::Suspend { mode, ids }) =
+                Args::try_parse_from(line).unwrap().command
+            else {
+                panic!("not a suspend")
+            };
+            assert_eq!(ids, ["a"]);
+            mode
+        };
+        assert_eq!(mode(&["a"]), None);
+        assert_eq!(mode(&["--mode", "disk", "a"]), Some(Mode::Disk));
+        assert_eq!(mode(&["a", "--mode", "memory"]), Some(Mode::Memory));
+        let show = ["holdfast", "sandbox", "show", "-v", "a"];
+        assert!(Args::try_parse_from(show).is_ok());
     }
 
     #[test]

@@ -148,6 +148,15 @@ impl Client {
         self.send(self.request(Method::POST, path)?).await.map(|_| ())
     }
 
+    /// The same with a body.
+    pub(crate) async fn order_body<B: Serialize>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<(), CliError> {
+        self.send(self.request(Method::POST, path)?.json(body)).await.map(|_| ())
+    }
+
     pub(crate) async fn delete(&self, path: &str) -> Result<(), CliError> {
         let (outcome, tries) = self.send_counted(self.request(Method::DELETE, path)?).await;
         match outcome {

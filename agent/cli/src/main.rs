@@ -94,10 +94,16 @@ async fn carry_out(args: Args) -> Result<ExitCode, CliError> {
                 SandboxCommand::List { label } => {
                     done(sandbox::list(&client, &label, output).await)
                 }
-                SandboxCommand::Get { id } => done(sandbox::get(&client, &id, output).await),
+                SandboxCommand::Get { id, verbose } => {
+                    done(sandbox::get(&client, &id, verbose, output).await)
+                }
                 SandboxCommand::Exec(exec) => sandbox::exec(&client, exec).await,
-                SandboxCommand::Suspend { ids } => done(sandbox::suspend(&client, &ids).await),
-                SandboxCommand::Resume { ids } => done(sandbox::resume(&client, &ids).await),
+                SandboxCommand::Suspend { mode, ids } => {
+                    done(sandbox::suspend(&client, mode, &ids).await)
+                }
+                SandboxCommand::Resume { verbose, ids } => {
+                    done(sandbox::resume(&client, verbose, &ids).await)
+                }
                 SandboxCommand::Fork { id, count, label } => {
                     done(sandbox::fork(&client, &id, count, &label, output).await)
                 }

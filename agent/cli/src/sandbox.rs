@@ -3,14 +3,18 @@
 use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 use holdfast_api::{
+    lifecycle::SuspendMode,
+    node::{Phase, ResumeReport, SandboxDetails},
     path,
-    sandbox::{CreateSandbox, PublicState, ResourcesBody, Sandbox, SnapshotRef, SourcesRef},
+    sandbox::{
+        CreateSandbox, PublicState, ResourcesBody, Sandbox, SnapshotRef, SourcesRef, Suspend,
+    },
     snapshot::{Fork, Forked},
     stream::Command,
 };
 
 use crate::{
-    args::{Create, Exec, Output, Size},
+    args::{Create, Exec, Mode, Output, Size},
     client::Client,
     egress,
     error::CliError,
@@ -163,15 +167,29 @@ fn percent(text: &str) -> String {
         .collect()
 }
 
-pub(crate) async fn get(client: &Client, id: &str, output: Output) -> Result<(), CliError> {
+pub(crate) async fn get(
+    client: &Client,
+    id: &str,
+    verbose: bool,
+    output: Output,
+) -> Result<(), CliError> {
     let sandbox: Sandbox = client.get(&one(client, id)?).await?;
+    let report = if verbose { report(client, id).await? } else { None };
     if output == Output::Json {
-        return output::json(&sandbox);
+        return match report {
+            Some(report) => output::json(&Reported { sandbox, resume_report: report }),
+            None => output::json(&sandbox),
+        };
     }
     output::line(&format!("id       {}", sandbox.id))?;
     output::line(&format!("state    {}", sandbox.state.as_str()))?;
-    if let Some(why) = sandbox.state_details.and_then(|details| details.failure) {
+    let details = sandbox.state_details.unwrap_or_default();
+    if let Some(why) = details.failure {
         output::line(&format!("reason   {why}"))?;
+    }
+    if let (Some(why), Some(at)) = (details.stopped_reason, details.stopped_at) {
+        let mode = details.suspend_mode.unwrap_or_default();
+        output::line(&format!("stopped  {why} at {at}, kept {mode:?}"))?;
     }
     if let Some(size) = &sandbox.resources {
         let disk = size.disk.as_deref().unwrap_or("-");
@@ -180,7 +198,43 @@ pub(crate) async fn get(client: &Client, id: &str, output: Output) -> Result<(),
     for (name, value) in &sandbox.labels {
         output::line(&format!("label    {name}={value}"))?;
     }
-    output::line(&format!("created  {}", sandbox.created_at.as_deref().unwrap_or("-")))
+    output::line(&format!("created  {}", sandbox.created_at.as_deref().unwrap_or("-")))?;
+    report.iter().flat_map(told).try_for_each(|line| output::line(&line))
+}
+
+/// A sandbox, and what its last resume took.
+#[derive(serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Reported {
+    #[serde(flatten)]
+    sandbox: Sandbox,
+    resume_report: ResumeReport,
+}
+
+/// What the sandbox's last resume took, if it runs and has had one.
+async fn report(client: &Client, id: &str) -> Result<Option<ResumeReport>, CliError> {
+    let details: SandboxDetails = client.get(&path::details(&client.group, id)).await?;
+    Ok(details.resume_report)
+}
+
+/// A report in lines for people.
+fn told(report: &ResumeReport) -> Vec<String> {
+    let ms = |us: u64| format!("{}.{:03} ms", us / 1000, us % 1000);
+    let mut lines = vec![format!("resumed  {}", report.from)];
+    lines
+        .extend(report.phases.iter().map(|Phase { name, us }| format!("  {name:<10} {}", ms(*us))));
+    if report.bytes_read > 0 {
+        let (bytes, frames, pages) = (report.bytes_read, report.frames_read, report.pages_read);
+        lines.push(format!("  read       {bytes} bytes, {frames} frames, {pages} pages"));
+    }
+    if let Some(us) = report.clock_skew_us {
+        let sign = if us < 0 { "-" } else { "" };
+        lines.push(format!("  clock      set forward by {sign}{}", ms(us.unsigned_abs())));
+    }
+    if let Some(count) = report.connections_reset {
+        lines.push(format!("  reset      {count} TCP connections"));
+    }
+    lines
 }
 
 pub(crate) async fn exec(client: &Client, arguments: Exec) -> Result<ExitCode, CliError> {
@@ -190,9 +244,19 @@ pub(crate) async fn exec(client: &Client, arguments: Exec) -> Result<ExitCode, C
     exec::run(client, &arguments.id, start).await
 }
 
-pub(crate) async fn suspend(client: &Client, ids: &[String]) -> Result<(), CliError> {
+pub(crate) async fn suspend(
+    client: &Client,
+    mode: Option<Mode>,
+    ids: &[String],
+) -> Result<(), CliError> {
+    let mode = mode.map(|mode| match mode {
+        Mode::Memory => SuspendMode::Memory,
+        Mode::Disk => SuspendMode::Disk,
+    });
     for id in ids {
-        client.order(&format!("{}/stop", one(client, id)?)).await?;
+        // An id that is none is refused here: it could name another path.
+        one(client, id)?;
+        client.order_body(&path::suspend(&client.group, id), &Suspend { mode }).await?;
         let stopped = [PublicState::Suspended, PublicState::Idle];
         wait_for(client, id, PublicState::Stopping, &stopped).await?;
         output::line(id)?;
@@ -200,7 +264,7 @@ pub(crate) async fn suspend(client: &Client, ids: &[String]) -> Result<(), CliEr
     Ok(())
 }
 
-pub(crate) async fn resume(client: &Client, ids: &[String]) -> Result<(), CliError> {
+pub(crate) async fn resume(client: &Client, verbose: bool, ids: &[String]) -> Result<(), CliError> {
     for id in ids {
         match client.order(&format!("{}/resume", one(client, id)?)).await {
             // It runs, if nothing else is wrong with it: what was asked for.
@@ -214,6 +278,10 @@ pub(crate) async fn resume(client: &Client, ids: &[String]) -> Result<(), CliErr
         }
         wait_for(client, id, PublicState::Resuming, &[PublicState::Running]).await?;
         output::line(id)?;
+        if verbose {
+            let report = report(client, id).await?;
+            report.iter().flat_map(told).try_for_each(|line| output::line(&line))?;
+        }
     }
     Ok(())
 }
@@ -269,6 +337,31 @@ mod tests {
         assert_eq!(labels["a"], "b=c");
         assert_eq!(labels["name"], "n");
         assert!(super::labels(&["a".to_owned()], None).is_err());
+    }
+
+    #[test]
+    fn a_report_is_told_in_milliseconds_and_only_what_is_known_of_it() {
+        let phase = |name: &str, us| Phase { name: name.to_owned(), us };
+        let mut report = ResumeReport {
+            from: "cold".to_owned(),
+            phases: vec![phase("memory", 12_345), phase("total", 20_001)],
+            bytes_read: 4096,
+            frames_read: 2,
+            pages_read: 30,
+            clock_skew_us: Some(-1_500),
+            connections_reset: Some(3),
+        };
+        let expected = [
+            "resumed  cold",
+            "  memory     12.345 ms",
+            "  total      20.001 ms",
+            "  read       4096 bytes, 2 frames, 30 pages",
+            "  clock      set forward by -1.500 ms",
+            "  reset      3 TCP connections",
+        ];
+        assert_eq!(told(&report), expected);
+        (report.bytes_read, report.clock_skew_us, report.connections_reset) = (0, None, None);
+        assert_eq!(told(&report), expected[..3]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub mod unit;
 pub use digest::Digest;
 pub use group::GroupKey;
 pub use id::{DiskImageId, SandboxId, SnapshotId};
-pub use lifecycle::{Event, State, StopReason};
+pub use lifecycle::{Event, State, StopReason, SuspendMode};
 pub use sandbox::{Resources, SandboxSpec};
 pub use secret::Secret;
 pub use unit::{Mib, MilliCpu};

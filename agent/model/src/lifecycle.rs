@@ -45,6 +45,18 @@ pub enum StopReason {
     Asked,
     /// Nobody had used it for as long as its policy says.
     Idle,
+    /// The node was shut down. It goes on when the node is back.
+    NodeStopped,
+}
+
+/// What of a sandbox a suspend keeps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum SuspendMode {
+    /// Memory, devices and disk: it goes on where it stood.
+    #[default]
+    Memory,
+    /// The disk alone: it boots anew from it.
+    Disk,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

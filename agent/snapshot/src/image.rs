@@ -75,6 +75,12 @@ impl<'s> Image<'s> {
         self.bytes
     }
 
+    /// How many frames its layers have, and their stored bytes: what a restore reads.
+    pub fn stored(&self) -> (u64, u64) {
+        let frames = self.layers.iter().flat_map(|opened| &opened.layer.frames);
+        frames.fold((0, 0), |(count, bytes), frame| (count + 1, bytes + u64::from(frame.bytes)))
+    }
+
     /// The page's bytes, or `None` if they are all zero. Behind the end there is nothing but zeros.
     pub fn page(&mut self, page: u64) -> Result<Option<&[u8]>, SnapshotError> {
         let found =

@@ -107,6 +107,7 @@ fn own() -> Router<Arc<App>> {
         .route(&at("sandboxes/{id}/details"), get(sandboxes::details))
         .route(&at("sandboxes/{id}/exec"), get(exec_stream::exec))
         .route(&at("sandboxes/{id}/egress-explain"), get(egress::explanation))
+        .route(&at("sandboxes/{id}/suspend"), post(sandboxes::suspend))
         .route(&at("sandboxes/{id}/fork"), post(snapshots::fork))
         .route(&at("snapshots/{id}/details"), get(snapshots::details))
         .route(&at("snapshots/{id}/verify"), post(snapshots::verify))

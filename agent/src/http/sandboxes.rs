@@ -7,8 +7,8 @@ use holdfast_api::{
     labels::LabelFilter,
     lifecycle::Lifecycle,
     model::sandbox::NewSandbox,
-    node::{ExitCounts, Phase, SandboxDetails, VmmDetails},
-    sandbox::{Condition, CreateSandbox, Sandbox},
+    node::{ExitCounts, Phase, ResumeReport, SandboxDetails, VmmDetails},
+    sandbox::{Condition, CreateSandbox, Sandbox, Stopped, Suspend},
 };
 use holdfast_store::SandboxRecord;
 
@@ -64,7 +64,18 @@ pub(super) async fn delete(State(app): State<Arc<App>>, OfSandbox(record): OfSan
 }
 
 pub(super) async fn stop(State(app): State<Arc<App>>, OfSandbox(record): OfSandbox) -> Answer {
-    app.registry.suspend(&record.id).await?;
+    app.registry.suspend(&record.id, None).await?;
+    Ok(empty(204))
+}
+
+/// As `stop`, for who says what is to be kept.
+pub(super) async fn suspend(
+    State(app): State<Arc<App>>,
+    OfSandbox(record): OfSandbox,
+    body: Body,
+) -> Answer {
+    let Suspend { mode } = body::json(body).await?;
+    app.registry.suspend(&record.id, mode).await?;
     Ok(empty(204))
 }
 
@@ -100,6 +111,7 @@ pub(super) async fn details(State(app): State<Arc<App>>, OfSandbox(record): OfSa
         image_digest: record.image.to_string(),
         vmm: runtime.as_ref().map(vmm),
         phases: runtime.as_ref().map(phases).unwrap_or_default(),
+        resume_report: runtime.as_ref().and_then(|runtime| runtime.report).map(report),
     };
     Ok(json(200, &details))
 }
@@ -118,7 +130,24 @@ fn vmm(runtime: &RuntimeDetails) -> VmmDetails {
 }
 
 fn phases(runtime: &RuntimeDetails) -> Vec<Phase> {
-    runtime.phases.list().map(|(name, us)| Phase { name: name.to_owned(), us }).into()
+    runtime.phases.list().map(phase).into()
+}
+
+fn phase((name, us): (&str, u64)) -> Phase {
+    Phase { name: name.to_owned(), us }
+}
+
+fn report(report: crate::sandbox::ResumeReport) -> ResumeReport {
+    let crate::sandbox::ResumeReport { phases, fetched, mended } = report;
+    ResumeReport {
+        from: fetched.warmth.as_str().to_owned(),
+        phases: phases.list().map(phase).into(),
+        bytes_read: fetched.bytes,
+        frames_read: fetched.frames,
+        pages_read: fetched.pages,
+        clock_skew_us: mended.map(|mended| mended.skew_ns / 1000),
+        connections_reset: mended.and_then(|mended| mended.connections_reset),
+    }
 }
 
 pub(super) fn sandbox(record: &SandboxRecord) -> Sandbox {
@@ -136,10 +165,10 @@ pub(super) fn condition(record: &SandboxRecord) -> Condition {
     Condition {
         state: record.state,
         failure: record.failure.clone(),
-        stopped: record
-            .saved
-            .as_ref()
-            .filter(|saved| !saved.of_another)
-            .map(|saved| (saved.reason, rfc3339(saved.at_ms))),
+        stopped: record.saved.as_ref().filter(|saved| !saved.of_another).map(|saved| Stopped {
+            reason: saved.reason,
+            at: rfc3339(saved.at_ms),
+            mode: saved.mode,
+        }),
     }
 }

@@ -96,7 +96,8 @@ async fn boot(
     if let Some(making) = making {
         until_end(machine, keep(machine, record, &control, node, making)).await?;
     }
-    Ok(Booted { control, events, guest: GuestLink::new(machine.vsock_path()) })
+    let guest = GuestLink::new(machine.vsock_path());
+    Ok(Booted { control, events, guest, mended: None })
 }
 
 /// Keeps the guest as a template. It goes on, whatever comes of it.
@@ -203,7 +204,7 @@ async fn restore(
 
     let telling = Instant::now();
     let guest = GuestLink::new(machine.vsock_path());
-    let skew_ns = until_end(machine, guest.resumed()).await?.map_err(not_set_up)?;
+    let mended = until_end(machine, guest.resumed()).await?.map_err(not_set_up)?;
     // Only what was saved of it is itself.
     if record.saved.as_ref().is_none_or(|saved| saved.of_another) {
         let mut seed = [0; 32];
@@ -212,8 +213,7 @@ async fn restore(
         until_end(machine, renewed).await?.map_err(not_set_up)?;
     }
     phases.start_us = us_since(telling);
-    log::info!(skew_ms = skew_ns / 1_000_000; "a guest's clock was set after its resume");
-    Ok(Booted { control, events, guest })
+    Ok(Booted { control, events, guest, mended: Some(mended) })
 }
 
 /// Why a boot did not come to its end.

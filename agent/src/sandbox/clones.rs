@@ -24,6 +24,7 @@ use super::{
 use crate::{
     blocking::off_thread,
     fault::{self, Point},
+    images::Located,
     random::random_id,
 };
 
@@ -127,8 +128,9 @@ impl Registry {
         spec.labels = labels;
         spec.lifecycle_json = lifecycle_json.or(spec.lifecycle_json);
         spec.egress_json = egress_json.or(spec.egress_json);
-        let origin = Origin { snapshot: Some(id), data };
-        match self.admit_clone((group, spec, digest), origin, request_id).await {
+        let origin = Some(Origin { snapshot: Some(id), data });
+        let image = self.located(digest).await?;
+        match self.admit(Draft { group, spec, image, origin, request_id }).await {
             Err(CreateError::Store(StoreError::NoSnapshot { id })) => {
                 Err(CreateError::NoSnapshot { id })
             }
@@ -136,15 +138,9 @@ impl Registry {
         }
     }
 
-    async fn admit_clone(
-        &self,
-        (group, spec, digest): (GroupKey, SandboxSpec, Digest),
-        origin: Origin,
-        request_id: Option<String>,
-    ) -> Result<(SandboxId, watch::Receiver<Status>), CreateError> {
+    async fn located(&self, digest: Digest) -> Result<Located, CreateError> {
         let located = self.node.images.locate(digest).await.map_err(CreateError::ImageStore)?;
-        let image = located.ok_or(CreateError::NoImage { digest })?;
-        self.admit(Draft { group, spec, image, origin: Some(origin), request_id }).await
+        located.ok_or(CreateError::NoImage { digest })
     }
 
     /// Makes `count` clones of a sandbox as it is now, all or none. They have labels of their own.
@@ -169,32 +165,31 @@ impl Registry {
         // Until the records are written nothing else says that the image is in use.
         let _in_use = self.node.images.keep().await;
         let Kept { pin, of, .. } = self.kept(id).await?;
-        let mut made = Vec::new();
-        let mut refused = None;
-        for number in 0..count {
+        fault::at(Point::ForkKept);
+        let forked = self.fork_of(&of, pin.id(), labels, (0..count).map(name)).await;
+        self.let_go(pin).await;
+        Ok(forked?)
+    }
+
+    /// Clones of what is kept, one for each name, all or none.
+    async fn fork_of(
+        &self,
+        of: &SandboxRecord,
+        data: &SnapshotId,
+        labels: BTreeMap<String, String>,
+        names: impl Iterator<Item = Option<String>>,
+    ) -> Result<Vec<SandboxRecord>, CreateError> {
+        let mut drafts = Vec::new();
+        for request_id in names {
             let spec = SandboxSpec { labels: labels.clone(), ..of.spec.clone() };
-            let origin = Origin { snapshot: None, data: pin.id().clone() };
-            match self.admit_clone((of.group.clone(), spec, of.image), origin, name(number)).await {
-                Ok(admitted) => made.push(admitted),
-                Err(error) => {
-                    refused = Some(error);
-                    break;
-                }
-            }
+            let image = self.located(of.image).await?;
+            let origin = Some(Origin { snapshot: None, data: data.clone() });
+            drafts.push(Draft { group: of.group.clone(), spec, image, origin, request_id });
         }
-        if let Some(error) = refused {
-            for (id, _) in &made {
-                // One that is slow to go goes on being deleted.
-                let _ = self.delete(id).await;
-            }
-            self.let_go(pin).await;
-            return Err(error.into());
-        }
-        let mut records = Vec::with_capacity(made.len());
-        for (id, status) in made {
+        let mut records = Vec::with_capacity(drafts.len());
+        for (id, status) in self.admit_all(drafts).await? {
             records.push(self.settled(id, status).await?);
         }
-        self.let_go(pin).await;
         Ok(records)
     }
 

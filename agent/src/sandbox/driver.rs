@@ -3,7 +3,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -27,9 +27,10 @@ use super::{
     launch::{Booted, Lent, Machine, us_since},
     limits::Traffic,
     now_ms, policy,
+    report::{ResumePhases, ResumeReport},
     snapshots::Snapshots,
     status::{Live, Refusals, Status, stats},
-    suspend::Kept,
+    suspend::{Kept, Suspend},
     templates::{Kind, Plan, Templates},
     uid::Uids,
 };
@@ -68,9 +69,13 @@ pub(super) struct Node {
     pub(super) uids: Uids,
     /// Launches under way.
     pub(super) launches: Semaphore,
+    /// Suspends under way when the node is shut down: each is a thread that copies and packs.
+    pub(super) last_suspends: Semaphore,
     pub(super) cgroups: CgroupTree,
     pub(super) traffic: Traffic,
     pub(super) smt: Smt,
+    /// Whether guests drop clean pages of files before they are saved.
+    pub(super) drop_caches: bool,
     /// Folder of the run folders.
     pub(super) run: PathBuf,
     pub(super) vmm: PathBuf,
@@ -87,7 +92,7 @@ pub(super) enum Ask {
     /// The agent stops.
     Stop(Ending),
     /// Heard while it is Running.
-    Suspend(StopReason),
+    Suspend(Suspend),
     /// Heard while it is Suspended.
     Resume(Box<Wake>),
     /// Heard while it is Running or Suspended; else the reply is dropped.
@@ -129,7 +134,10 @@ pub(super) async fn ending(inbox: &mut mpsc::Receiver<Ask>) -> Ask {
 pub enum Ending {
     /// They go on, for the next agent. One that is being made is made anew by it.
     Detach,
-    /// The node is shut down: they are powered off in good order.
+    /// The node is shut down: they are suspended, and go on when it is back. One for which there is
+    /// no time is powered off.
+    Suspend,
+    /// They are powered off in good order.
     PowerOff,
 }
 
@@ -154,6 +162,18 @@ pub(super) struct Launch {
 pub(super) struct Wake {
     pub(super) image: Located,
     pub(super) reservation: Reservation,
+    /// When somebody asked for it.
+    pub(super) asked: Instant,
+    /// How long it took from there to the reservation.
+    pub(super) admission_us: u64,
+}
+
+/// How a sandbox came to run. Of one that was taken over nothing is known.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Arrival {
+    pub(super) phases: BootPhases,
+    /// Of one that goes on from something that was kept: when it was asked for, and what it took.
+    pub(super) report: Option<(Instant, ResumeReport)>,
 }
 
 pub(super) struct Driver {
@@ -234,7 +254,7 @@ impl Driver {
 
     /// From launch to end.
     async fn live(&mut self, launch: Launch) -> Parted {
-        let began = Instant::now();
+        let asked = Instant::now();
         let node = Arc::clone(&self.node);
         let turn = tokio::select! {
             // The semaphore is never closed, and without a turn there is only less order.
@@ -243,7 +263,7 @@ impl Driver {
                 return Parted::Asked(self.not_launched(ask).await);
             }
         };
-        let mut phases = BootPhases { turn_us: us_since(began), ..BootPhases::default() };
+        let mut phases = BootPhases { turn_us: us_since(asked), ..BootPhases::default() };
         let began = Instant::now();
         let Launch { image, reservation, intent } = launch;
         let image = Arc::new(image);
@@ -255,11 +275,15 @@ impl Driver {
             let (node, record) = (Arc::clone(&self.node), self.record.clone());
             let (image, kind) = (Arc::clone(&image), kind.clone());
             off_thread(move || {
-                // A clone begins where its snapshot stood.
+                let began = Instant::now();
+                // A clone begins where its snapshot stood, or boots from the disk if that was all.
                 let (origin, taken) = match &record.saved {
                     Some(saved) => {
                         let taken = node.snapshots.take_up(&record.group, &saved.snapshot);
-                        (Origin::Saved, Some(taken.map_err(LaunchError::Snapshot)?))
+                        let taken = taken.map_err(LaunchError::Snapshot)?;
+                        let stood = taken.memory.is_some();
+                        let origin = if stood { Origin::Saved } else { Origin::Kernel(None) };
+                        (origin, Some(taken))
                     }
                     None => match node.templates.plan(&kind) {
                         Plan::Boot => (Origin::Kernel(None), None),
@@ -267,13 +291,14 @@ impl Driver {
                         Plan::FromTemplate(taken) => (Origin::Template, Some(taken)),
                     },
                 };
+                let fetched = taken.as_ref().map(|taken| (us_since(began), taken.fetched));
                 let machine = Machine::prepare(&node, &record, &image, lent, taken)?;
-                Ok::<_, LaunchError>((origin, machine))
+                Ok::<_, LaunchError>((origin, fetched, machine))
             })
             .await
         };
         phases.prepare_us = us_since(began);
-        let (origin, mut machine) = match prepared {
+        let (origin, fetched, mut machine) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
                 node.metrics.boot_failed();
@@ -289,7 +314,15 @@ impl Driver {
                 if of_template {
                     node.metrics.template_used();
                 }
-                self.serve(&mut machine, booted, phases).await
+                let mended = booted.mended;
+                let report = fetched.map(|(memory_us, fetched)| {
+                    let admission_us = phases.turn_us;
+                    let waited =
+                        ResumePhases { admission_us, memory_us, ..ResumePhases::default() };
+                    let report = ResumeReport { phases: waited, fetched, mended };
+                    (asked, report.with(machine.made, &phases))
+                });
+                self.serve(&mut machine, booted, Arrival { phases, report }).await
             }
             Booting::Failed => {
                 if of_template {
@@ -309,7 +342,7 @@ impl Driver {
             Ok(booted) => {
                 // Before anybody finds it: then everything an earlier agent left is known.
                 self.let_out(&mut machine).await;
-                self.serve(&mut machine, booted, BootPhases::default()).await
+                self.serve(&mut machine, booted, Arrival::default()).await
             }
             Err(error) => {
                 // A VMM that is just ending does not answer either.
@@ -399,9 +432,10 @@ impl Driver {
         &mut self,
         machine: &mut Machine,
         booted: Booted,
-        phases: BootPhases,
+        arrival: Arrival,
     ) -> Parted {
-        let Booted { control, mut events, guest } = booted;
+        let Booted { control, mut events, guest, .. } = booted;
+        let phases = arrival.phases;
         let node = Arc::clone(&self.node);
         let taken_over = self.record.state == State::Running;
         // What an earlier agent has counted, this one does not count again.
@@ -416,6 +450,7 @@ impl Driver {
             vmm_pid: machine.vmm_pid(),
             cgroup: machine.cgroup_path().to_owned(),
             phases,
+            report: OnceLock::new(),
             activity: Activity::new(),
             counted: Mutex::new(counted),
         });
@@ -446,6 +481,13 @@ impl Driver {
                 "sandbox runs"
             );
         }
+        if let Some((asked, mut report)) = arrival.report {
+            report.phases.total_us = us_since(asked);
+            node.metrics.went_on(&report);
+            info!(id:% = self.record.id, report:?; "what it took to go on");
+            // Nobody else sets it.
+            let _ = live.report.set(report);
+        }
         let mut idle_after = policy::idle_after(&self.record.spec);
         let mut look_at = Instant::now() + idle_after.unwrap_or_default();
         loop {
@@ -454,7 +496,9 @@ impl Driver {
                     let after = idle_after.unwrap_or_default();
                     if live.is_idle(after).await {
                         live.count(&node.metrics).await;
-                        if self.suspend(machine, &live, StopReason::Idle).await {
+                        let mode = policy::suspend_mode(&self.record.spec);
+                        let how = Suspend { reason: StopReason::Idle, mode };
+                        if self.suspend(machine, &live, how).await {
                             return Parted::Ended;
                         }
                     }
@@ -466,6 +510,14 @@ impl Driver {
                         node.metrics.ended(End::Deleted);
                         return Parted::Asked(Ask::Delete);
                     }
+                    Some(Ask::Stop(Ending::Suspend)) => {
+                        live.count(&node.metrics).await;
+                        if !self.suspend_with_the_node(machine, &live).await {
+                            node.metrics.ended(End::AgentStopped);
+                            self.power_off(machine, &guest).await;
+                        }
+                        return Parted::Asked(Ask::Stop(Ending::Suspend));
+                    }
                     Some(Ask::Stop(Ending::PowerOff)) => {
                         live.count(&node.metrics).await;
                         node.metrics.ended(End::AgentStopped);
@@ -475,9 +527,9 @@ impl Driver {
                     Some(Ask::Stop(Ending::Detach)) | None => {
                         return Parted::Asked(Ask::Stop(Ending::Detach));
                     }
-                    Some(Ask::Suspend(reason)) => {
+                    Some(Ask::Suspend(how)) => {
                         live.count(&node.metrics).await;
-                        if self.suspend(machine, &live, reason).await {
+                        if self.suspend(machine, &live, how).await {
                             return Parted::Ended;
                         }
                     }

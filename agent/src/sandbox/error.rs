@@ -162,6 +162,10 @@ pub enum SuspendError {
     NotRunning { id: SandboxId, state: State },
     #[error("the VMM refused: {reason}")]
     Refused { reason: String },
+    #[error(
+        "the guest does not hold its disk still, and would lose what it has not written: {reason}"
+    )]
+    NotHeld { reason: String },
     #[error(transparent)]
     Control(#[from] super::control::ControlError),
     #[error("guest memory cannot be read")]

@@ -13,7 +13,8 @@ use holdfast_wire::{
     WIRE_VERSION,
     frame::CHUNK_BYTES_MAX,
     guest::{
-        Call, Exec, ExecKey, FailureKind, Info, Input, Network, Output, RPC_PORT, Request, Start,
+        Call, Exec, ExecKey, FailureKind, Info, Input, Network, Output, Quiesce, RPC_PORT, Request,
+        Start,
     },
 };
 use tokio::{
@@ -22,7 +23,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{ExecError, GuestError, activity::Busy};
+use super::{ExecError, GuestError, Mended, activity::Busy};
 use crate::frames::{Frames, send};
 
 /// How long a guest may take to accept a connection, to begin an answer, and to take a piece of a
@@ -61,13 +62,16 @@ impl GuestLink {
         self.call(Call::Start(start)).await?.done().await
     }
 
-    /// Tells the guest, which has just gone on, what time it is. Gives how far its clock was behind,
-    /// in nanoseconds, as it says.
-    pub(super) async fn resumed(&self) -> Result<i64, ExecError> {
+    /// Tells the guest, which has just gone on, what time it is. Gives what it mended, as it says.
+    pub(super) async fn resumed(&self) -> Result<Mended, ExecError> {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let unix_ns = since.map_or(0, |it| u64::try_from(it.as_nanos()).unwrap_or(u64::MAX));
         match self.call(Call::Resumed { unix_ns }).await?.first().await? {
-            Output::Resumed { skew_ns } => Ok(skew_ns),
+            Output::WentOn { skew_ns, connections_reset } => {
+                Ok(Mended { skew_ns, connections_reset: Some(connections_reset) })
+            }
+            // A guest of an older release.
+            Output::Resumed { skew_ns } => Ok(Mended { skew_ns, connections_reset: None }),
             other => Err(unexpected(other, "Resumed")),
         }
     }
@@ -92,6 +96,16 @@ impl GuestLink {
             Err(ExecError::Refused(failure)) if failure.kind == FailureKind::Invalid => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Has the guest bring what it has in memory only to its disk, before it is stopped.
+    pub(super) async fn quiesce(&self, wanted: Quiesce) -> Result<(), ExecError> {
+        self.call(Call::Quiesce(wanted)).await?.done().await
+    }
+
+    /// Has the guest, which goes on after all, let its disk go.
+    pub(super) async fn thaw(&self) -> Result<(), ExecError> {
+        self.call(Call::Thaw).await?.done().await
     }
 
     /// Asks the guest to stop its workload and power off.
@@ -398,5 +412,6 @@ fn name(output: &Output) -> &'static str {
         Output::Gap { .. } => "Gap",
         Output::Taken { .. } => "Taken",
         Output::Resumed { .. } => "Resumed",
+        Output::WentOn { .. } => "WentOn",
     }
 }

@@ -33,7 +33,7 @@ use tokio::{
 };
 
 use super::{
-    LaunchError,
+    LaunchError, Mended,
     control::{self, Control},
     driver::Node,
     filling::{self, Filling, ToFill},
@@ -109,6 +109,17 @@ pub(super) struct Machine {
     sockets: Option<SlotSockets>,
     uid: UidLease,
     _reservation: Reservation,
+    pub(super) made: MadeIn,
+}
+
+/// How long the making of a machine took, in microseconds. Zeros of one that was taken over.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct MadeIn {
+    pub(super) disk_us: u64,
+    /// Cgroup, run folder, network slot, descriptors.
+    pub(super) jail_us: u64,
+    /// The process, not until it answered.
+    pub(super) spawn_us: u64,
 }
 
 /// What a machine is given that lies in no folder.
@@ -130,6 +141,8 @@ pub(super) struct Booted {
     pub(super) control: Control,
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) guest: GuestLink,
+    /// What a guest that goes on has mended. `None` of one that has just booted.
+    pub(super) mended: Option<Mended>,
 }
 
 impl Machine {
@@ -143,12 +156,15 @@ impl Machine {
     ) -> Result<Self, LaunchError> {
         let Lent { uid, reservation } = lent;
         let resources = record.spec.resources;
+        let began = Instant::now();
         let disk = match &saved {
             Some(saved) => node.disks.create_from(&record.id, &saved.disk),
             None => node.disks.create(&record.id, resources.disk),
         };
         let disk = disk.map_err(LaunchError::Disk)?;
+        let disk_us = us_since(began);
         fault::at(Point::CreateDisk);
+        let began = Instant::now();
         let limits = limits::at_boot(resources, reservation.demand().memory, &node.traffic);
         node.cgroups.prepare()?;
         let cgroup = node.cgroups.create(record.id.as_str(), limits)?;
@@ -158,7 +174,8 @@ impl Machine {
 
         let mut handover = Handover::default();
         let mut state_fd = None;
-        if let Some(saved) = &saved {
+        let stood = saved.as_ref().filter(|saved| !matches!(saved.memory, Memory::Nothing));
+        if let Some(saved) = stood {
             let state = sealed_bytes(&saved.state).map_err(LaunchError::State)?;
             state_fd = Some(handover.give(state)?);
         }
@@ -174,7 +191,7 @@ impl Machine {
                 to_fill = Some(ToFill { cold: *cold, identity });
                 guest_memory(resources.memory)?
             }
-            None => guest_memory(resources.memory)?,
+            Some(Memory::Nothing) | None => guest_memory(resources.memory)?,
         };
         let Slot { tap, sockets } = node.slots.take()?;
         let config = Config {
@@ -219,6 +236,8 @@ impl Machine {
         };
         let frame = frame::encode(&config)
             .map_err(|error| LaunchError::Image { reason: error.to_string() })?;
+        let jail_us = us_since(began);
+        let began = Instant::now();
         let process = VmmProcess::spawn(VmmPlan {
             jailer: &node.jailer,
             program: &node.vmm,
@@ -239,6 +258,7 @@ impl Machine {
             // Before the order to boot: nothing of the guest's has run on any core yet.
             keep_cores_apart(process.pid())?;
         }
+        let made = MadeIn { disk_us, jail_us, spawn_us: us_since(began) };
         fault::at(Point::CreateSpawned);
         Ok(Self {
             process,
@@ -249,6 +269,7 @@ impl Machine {
             sockets: Some(sockets),
             uid,
             _reservation: reservation,
+            made,
         })
     }
 
@@ -307,6 +328,7 @@ impl Machine {
                     sockets: None,
                     uid,
                     _reservation: reservation,
+                    made: MadeIn::default(),
                 })),
                 None => Found::Nothing,
             }),
@@ -320,8 +342,7 @@ impl Machine {
 
     /// Leaves all of it as it is, for the next agent.
     pub(super) fn detach(self) {
-        let Self { process, to_fill: _, filling: _, cgroup, run, sockets: _, uid: _, _reservation } =
-            self;
+        let Self { process, cgroup, run, .. } = self;
         process.detach();
         cgroup.detach();
         run.detach();
@@ -345,7 +366,8 @@ impl Machine {
                 return Err(LaunchError::Ended { reason: format!("its VMM is {phase:?}") });
             }
         }
-        Ok(Booted { control, events, guest: GuestLink::new(self.vsock_path()) })
+        let guest = GuestLink::new(self.vsock_path());
+        Ok(Booted { control, events, guest, mended: None })
     }
 
     pub(super) fn control_path(&self) -> PathBuf {

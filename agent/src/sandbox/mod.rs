@@ -19,6 +19,7 @@ mod policy;
 mod recover;
 mod registry;
 mod remote;
+mod report;
 mod secrets;
 mod settings;
 mod sleep;
@@ -37,6 +38,7 @@ pub use guest::{ExecInput, ExecOutput, ExecSession, FileReader};
 pub use launch::BootPhases;
 pub use limits::DiskBound;
 pub use registry::{Parts, Registry, RuntimeDetails};
+pub use report::{Fetched, Mended, ResumePhases, ResumeReport, Warmth};
 pub use snapshots::{Anatomy, SaveError, Upload};
 
 /// Milliseconds since 1970, for records.

@@ -8,7 +8,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use fs_err as fs;
 use holdfast_jail::{JailError, RunFolder};
-use holdfast_model::{Event, SandboxId, State};
+use holdfast_model::{Event, SandboxId, State, StopReason};
 use holdfast_scheduler::Scheduler;
 use holdfast_store::{Intent, Operation, SandboxRecord, Step};
 use log::{info, warn};
@@ -82,6 +82,17 @@ pub(super) fn recover(
         saved.map(|saved| saved.snapshot.as_str()).chain(asked_for).collect();
     node.snapshots.sweep(|id| saved.contains(id))?;
     Ok(recovered)
+}
+
+/// Whether it ran until the node was shut down in good order: then it goes on where it stood. One
+/// that fell back to an earlier state, or could not be resumed, waits until somebody wants it: what
+/// it would do again was done before.
+pub(super) fn comes_back(record: &SandboxRecord) -> bool {
+    let stopped = record
+        .saved
+        .as_ref()
+        .is_some_and(|saved| saved.reason == StopReason::NodeStopped && !saved.of_another);
+    record.state == State::Suspended && stopped && record.failure.is_none()
 }
 
 impl Recovered {
@@ -203,5 +214,61 @@ fn go_on(node: &Node, mut record: SandboxRecord) -> Result<Option<Recovered>, St
         State::Failed | State::Running | State::Stopping | State::Suspended => {
             Ok(Some(Recovered::Waiting(record)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_model::{
+        Digest, GroupKey, Resources, SandboxSpec, SnapshotId, SuspendMode, id::ID_BYTES,
+        sandbox::ImageSource,
+    };
+    use holdfast_store::Saved;
+
+    use super::*;
+
+    fn record(state: State, reason: Option<StopReason>) -> SandboxRecord {
+        SandboxRecord {
+            id: SandboxId::from_random([1; ID_BYTES]),
+            group: GroupKey::local_default(),
+            spec: SandboxSpec {
+                image: ImageSource::Public("debian".to_owned()),
+                resources: Resources::DEFAULT,
+                labels: Default::default(),
+                environment: Default::default(),
+                entrypoint: None,
+                cmd: None,
+                lifecycle_json: None,
+            },
+            state,
+            failure: None,
+            image: Digest::from_sha256([1; 32]),
+            created_at_ms: 0,
+            request_id: None,
+            uid: None,
+            saved: reason.map(|reason| Saved {
+                snapshot: SnapshotId::from_random([2; ID_BYTES]),
+                at_ms: 0,
+                reason,
+                of_another: false,
+                mode: SuspendMode::Memory,
+            }),
+            from_snapshot: None,
+        }
+    }
+
+    #[test]
+    fn only_what_ran_until_the_node_stopped_and_lost_nothing_comes_back_by_itself() {
+        let stopped = Some(StopReason::NodeStopped);
+        assert!(comes_back(&record(State::Suspended, stopped)));
+        for reason in [None, Some(StopReason::Asked), Some(StopReason::Idle)] {
+            assert!(!comes_back(&record(State::Suspended, reason)), "{reason:?}");
+        }
+        for state in State::ALL.into_iter().filter(|state| *state != State::Suspended) {
+            assert!(!comes_back(&record(state, stopped)), "{state:?}");
+        }
+        let fell_back = Some("the node was restarted".to_owned());
+        let record = record(State::Suspended, stopped);
+        assert!(!comes_back(&SandboxRecord { failure: fell_back, ..record }));
     }
 }

@@ -12,11 +12,11 @@ use futures_util::{StreamExt, stream};
 use holdfast_blob::Bucket;
 use holdfast_jail::{BlockDevice, CgroupTree, JailError, Jailer, Slots, Usage, cgroup_usage};
 use holdfast_model::{
-    Event, GroupKey, Mib, SandboxId, SandboxSpec, SnapshotId, State, StopReason,
+    Event, GroupKey, Mib, SandboxId, SandboxSpec, SnapshotId, State, StopReason, SuspendMode,
     sandbox::{ImageSource, NewSandbox},
 };
 use holdfast_netpolicy::SANDBOX_RULESET;
-use holdfast_scheduler::{Capacity, Factors, Refusals, Scheduler};
+use holdfast_scheduler::{Capacity, Factors, Refusals, Reservation, Scheduler};
 use holdfast_snapshot::Key;
 use holdfast_store::{
     DiskImageState, Intent, Operation, Put, SandboxRecord, Saved, Store, StoreError,
@@ -34,7 +34,8 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use super::{
-    BootPhases, CreateError, DeleteError, ExecError, ExecSession, FileReader, StartError,
+    BootPhases, CreateError, DeleteError, ExecError, ExecSession, FileReader, ResumeReport,
+    StartError,
     disk::Disks,
     driver::{Ask, Beginning, Driver, Ending, INBOX_MAX, Launch, Node},
     launch::launches_max,
@@ -128,6 +129,38 @@ pub struct RuntimeDetails {
     pub guest: Option<Info>,
     pub cgroup: Usage,
     pub phases: BootPhases,
+    /// Of one that went on from something that was kept.
+    pub report: Option<ResumeReport>,
+}
+
+impl Draft {
+    /// The record it is to have, Creating, and its image.
+    fn into_record(self) -> Result<(SandboxRecord, Located), CreateError> {
+        let Self { group, spec, image, origin, request_id } = self;
+        let (from_snapshot, data) = origin.map(|it| (it.snapshot, it.data)).unzip();
+        let saved = data.map(|snapshot| Saved {
+            snapshot,
+            at_ms: now_ms(),
+            reason: StopReason::Asked,
+            of_another: true,
+            // What is another's says itself what it is.
+            mode: SuspendMode::default(),
+        });
+        let record = SandboxRecord {
+            id: SandboxId::from_random(random_id().map_err(CreateError::Random)?),
+            group,
+            spec,
+            state: State::Creating,
+            failure: None,
+            image: image.record.digest,
+            created_at_ms: now_ms(),
+            request_id,
+            uid: None,
+            saved,
+            from_snapshot: from_snapshot.flatten(),
+        };
+        Ok((record, image))
+    }
 }
 
 impl Registry {
@@ -166,8 +199,12 @@ impl Registry {
             templates,
             uids: Uids::default(),
             launches: Semaphore::new(launches_max()),
+            last_suspends: Semaphore::new(
+                std::thread::available_parallelism().map_or(1, usize::from),
+            ),
             traffic: Traffic::new(&parts.config.limits, bounded_disk(parts.config, &cgroups)),
             smt: parts.config.host.smt,
+            drop_caches: parts.config.snapshots.drop_caches,
             cgroups,
             run: paths.run.join("sandboxes"),
             vmm: paths.vmm.clone(),
@@ -194,8 +231,11 @@ impl Registry {
             last_count: tokio::sync::Mutex::default(),
             node: Arc::clone(&node),
         });
-        registry.recover().await?;
+        let coming_back = registry.recover().await?;
         registry.node.egress.settle().await;
+        if !coming_back.is_empty() {
+            registry.drivers.spawn(Arc::clone(&registry).bring_back(coming_back));
+        }
         registry.drivers.spawn(keep_uploaded(Arc::clone(&registry.node)));
         registry.drivers.spawn(Arc::clone(&registry.node.decisions).keep_written());
         info!(cpu:% = limits.cpu, memory:% = limits.memory; "sandboxes may use this much");
@@ -217,16 +257,20 @@ impl Registry {
         self.node.slots.ready()
     }
 
-    /// Takes over what an earlier agent left, and waits until those that run can be reached.
-    async fn recover(&self) -> Result<(), StartError> {
+    /// Takes over what an earlier agent left, and waits until those that run can be reached. Gives
+    /// those that ran until the node was shut down.
+    async fn recover(&self) -> Result<Vec<SandboxId>, StartError> {
         let (node, scheduler) = (Arc::clone(&self.node), Arc::clone(&self.scheduler));
-        let mut taken_over = Vec::new();
+        let (mut taken_over, mut coming_back) = (Vec::new(), Vec::new());
         for found in off_thread(move || recover::recover(&node, &scheduler)).await? {
             match found {
                 Recovered::Running(record, machine) => {
                     taken_over.push(self.drive(record, Beginning::TakeOver(machine)));
                 }
-                Recovered::Waiting(record) => drop(self.drive(record, Beginning::Wait)),
+                Recovered::Waiting(record) => {
+                    coming_back.extend(recover::comes_back(&record).then(|| record.id.clone()));
+                    self.drive(record, Beginning::Wait);
+                }
                 Recovered::ToMake(record) => self.make_anew(record).await?,
             }
         }
@@ -235,7 +279,7 @@ impl Registry {
             let decided = |status: &Status| status.live.is_some() || status.state != State::Running;
             let _ = status.wait_for(decided).await;
         }
-        Ok(())
+        Ok(coming_back)
     }
 
     /// Launches a sandbox that an earlier agent accepted and did not finish.
@@ -309,30 +353,8 @@ impl Registry {
         &self,
         draft: Draft,
     ) -> Result<(SandboxId, watch::Receiver<Status>), CreateError> {
-        let Draft { group, spec, image, origin, request_id } = draft;
-        let demand = limits::demand(spec.resources);
-        let gives_policy = spec.egress_json.is_some();
-        let (from_snapshot, data) = origin.map(|it| (it.snapshot, it.data)).unzip();
-        let saved = data.map(|snapshot| Saved {
-            snapshot,
-            at_ms: now_ms(),
-            reason: StopReason::Asked,
-            of_another: true,
-        });
-        let record = SandboxRecord {
-            id: SandboxId::from_random(random_id().map_err(CreateError::Random)?),
-            group,
-            spec,
-            state: State::Creating,
-            failure: None,
-            image: image.record.digest,
-            created_at_ms: now_ms(),
-            request_id,
-            uid: None,
-            saved,
-            from_snapshot: from_snapshot.flatten(),
-            egress_generation: u64::from(gives_policy),
-        };
+        let demand = limits::demand(draft.spec.resources);
+        let (record, image) = draft.into_record()?;
         if let Some(known) = self.made_before(&record.group, record.request_id.as_deref())? {
             return self.watch(&known).ok_or(CreateError::Gone { id: known });
         }
@@ -343,12 +365,43 @@ impl Registry {
             Put::New => {
                 fault::at(Point::CreateAccepted);
                 self.node.decisions.begin(&record.id);
-                let (id, intent) = (record.id.clone(), Intent::new(&record.id, Operation::Create));
-                let launch = Launch { image, reservation, intent };
-                Ok((id, self.drive(record, Beginning::Launch(Box::new(launch)))))
+                Ok((record.id.clone(), self.make(record, image, reservation)))
             }
             Put::Existing(known) => self.watch(&known.id).ok_or(CreateError::Gone { id: known.id }),
         }
+    }
+
+    /// Writes the records of several sandboxes, if the node has room for all, and has them launched.
+    pub(super) async fn admit_all(
+        &self,
+        drafts: Vec<Draft>,
+    ) -> Result<Vec<(SandboxId, watch::Receiver<Status>)>, CreateError> {
+        let mut admitted = Vec::with_capacity(drafts.len());
+        for draft in drafts {
+            let demand = limits::demand(draft.spec.resources);
+            let free = free_disk(&self.state_folder).map_err(CreateError::Disk)?;
+            // One that is refused gives those before it back.
+            admitted.push((draft.into_record()?, self.scheduler.admit(demand, free)?));
+        }
+        let records: Vec<_> = admitted.iter().map(|((record, _), _)| record.clone()).collect();
+        let store = Arc::clone(&self.node.store);
+        off_thread(move || store.create_sandboxes(&records)).await?;
+        fault::at(Point::ForkAccepted);
+        let made = admitted.into_iter().map(|((record, image), reservation)| {
+            (record.id.clone(), self.make(record, image, reservation))
+        });
+        Ok(made.collect())
+    }
+
+    /// Has a sandbox launched whose record is written.
+    fn make(
+        &self,
+        record: SandboxRecord,
+        image: Located,
+        reservation: Reservation,
+    ) -> watch::Receiver<Status> {
+        let intent = Intent::new(&record.id, Operation::Create);
+        self.drive(record, Beginning::Launch(Box::new(Launch { image, reservation, intent })))
     }
 
     /// A retried create must find its sandbox even on a node that is full by now.
@@ -486,6 +539,7 @@ impl Registry {
             guest: guest.ok(),
             cgroup: cgroup_usage(&live.cgroup),
             phases: live.phases,
+            report: live.report.get().copied(),
         })
     }
 

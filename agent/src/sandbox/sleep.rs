@@ -1,17 +1,25 @@
 //! The registry's side of suspend and resume: who asks, who waits, and who is woken for what.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use holdfast_model::{SandboxId, State, StopReason};
+use futures_util::{StreamExt, stream};
+use holdfast_model::{SandboxId, State, StopReason, SuspendMode};
+use log::{info, warn};
 use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     ExecError, PolicyError, ResumeError, SuspendError,
     driver::{Ask, Wake},
-    limits,
+    launch::{launches_max, us_since},
+    limits, policy,
     registry::{Registry, free_disk},
     status::{Live, Status},
+    suspend::Suspend,
 };
+use crate::error_chain::error_chain;
 
 /// How long a suspend is waited for. It goes on after that.
 const SUSPEND_PATIENCE: Duration = Duration::from_secs(30);
@@ -27,8 +35,12 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 impl Registry {
     /// Suspends the sandbox, and answers when it is Suspended, or after a while when it is not yet.
-    /// One that is Suspended already is left so.
-    pub async fn suspend(&self, id: &SandboxId) -> Result<(), SuspendError> {
+    /// One that is Suspended already is left so. `mode`: `None` is what its policy says.
+    pub async fn suspend(
+        &self,
+        id: &SandboxId,
+        mode: Option<SuspendMode>,
+    ) -> Result<(), SuspendError> {
         let mut handle =
             self.handle(id).ok_or_else(|| SuspendError::NotFound { id: id.clone() })?;
         match handle.status.borrow().state {
@@ -37,8 +49,17 @@ impl Registry {
             state => return Err(SuspendError::NotRunning { id: id.clone(), state }),
         }
         let before = handle.status.borrow_and_update().refusals.count;
+        let mode = match mode {
+            Some(mode) => mode,
+            None => {
+                let record = self.node.store.sandbox(id)?;
+                let record = record.ok_or_else(|| SuspendError::NotFound { id: id.clone() })?;
+                policy::suspend_mode(&record.spec)
+            }
+        };
         // A full inbox holds asks that end it.
-        let _ = handle.inbox.try_send(Ask::Suspend(StopReason::Asked));
+        let how = Suspend { reason: StopReason::Asked, mode };
+        let _ = handle.inbox.try_send(Ask::Suspend(how));
         let patience = timeout(SUSPEND_PATIENCE, async {
             while handle.status.changed().await.is_ok() {
                 let status = handle.status.borrow_and_update();
@@ -64,6 +85,7 @@ impl Registry {
 
     /// Has a suspended sandbox go on, and answers when it runs.
     pub async fn resume(&self, id: &SandboxId) -> Result<(), ResumeError> {
+        let asked = Instant::now();
         let mut handle = self.handle(id).ok_or_else(|| ResumeError::NotFound { id: id.clone() })?;
         let slow = |state| ResumeError::Slow { id: id.clone(), state, waited: RESUME_PATIENCE };
         // One that is just being suspended is waited for.
@@ -78,7 +100,7 @@ impl Registry {
             // Another call is at it: its outcome is this one's.
             State::Resuming => {}
             State::Suspended => {
-                let wake = self.what_a_resume_needs(id).await?;
+                let wake = self.what_a_resume_needs(id, asked).await?;
                 let _ = handle.inbox.try_send(Ask::Resume(Box::new(wake)));
             }
             state => return Err(ResumeError::NotSuspended { id: id.clone(), state }),
@@ -109,6 +131,22 @@ impl Registry {
             Ok(outcome) => outcome,
             Err(_) => Err(slow(State::Resuming)),
         }
+    }
+
+    /// Has sandboxes go on that ran until the node was shut down. One that cannot waits for whoever
+    /// needs it.
+    pub(super) async fn bring_back(self: Arc<Self>, ids: Vec<SandboxId>) {
+        let count = ids.len();
+        info!(count; "sandboxes go on that ran until the node was shut down");
+        stream::iter(ids)
+            .for_each_concurrent(launches_max(), async |id| match self.resume(&id).await {
+                // Somebody was quicker, or has deleted it.
+                Ok(()) | Err(ResumeError::NotSuspended { .. } | ResumeError::NotFound { .. }) => {}
+                Err(error) => {
+                    warn!(id:%, error:% = error_chain(&error); "sandbox not brought back");
+                }
+            })
+            .await;
     }
 
     /// Gives the sandbox another policy. Answers when it rules.
@@ -154,7 +192,11 @@ impl Registry {
     }
 
     /// What a suspended sandbox needs again.
-    async fn what_a_resume_needs(&self, id: &SandboxId) -> Result<Wake, ResumeError> {
+    async fn what_a_resume_needs(
+        &self,
+        id: &SandboxId,
+        asked: Instant,
+    ) -> Result<Wake, ResumeError> {
         if self.table().stopping {
             return Err(ResumeError::Stopping);
         }
@@ -165,7 +207,7 @@ impl Registry {
         let image = image.ok_or(ResumeError::NoImage { digest: record.image })?;
         let free = free_disk(&self.state_folder).map_err(ResumeError::Disk)?;
         let reservation = self.scheduler.admit(limits::demand(record.spec.resources), free)?;
-        Ok(Wake { image, reservation })
+        Ok(Wake { image, reservation, asked, admission_us: us_since(asked) })
     }
 
     /// The way into a sandbox that runs, or that is woken for this.

@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -10,7 +10,7 @@ use holdfast_model::State;
 use holdfast_wire::vmm::{self, Reply, ToVmm};
 use tokio::time::timeout;
 
-use super::{BootPhases, activity::Activity, control::Control, guest::GuestLink};
+use super::{BootPhases, ResumeReport, activity::Activity, control::Control, guest::GuestLink};
 use crate::metrics::Metrics;
 
 /// How long a VMM is waited for that is asked for its counters only: it answers at once, or it is
@@ -60,6 +60,8 @@ pub(super) struct Live {
     pub(super) vmm_pid: u32,
     pub(super) cgroup: PathBuf,
     pub(super) phases: BootPhases,
+    /// Of one that went on from something that was kept, once it is told.
+    pub(super) report: OnceLock<ResumeReport>,
     pub(super) activity: Arc<Activity>,
     /// What of the VMM's counters is in the metrics.
     pub(super) counted: Mutex<vmm::Stats>,

@@ -20,6 +20,7 @@ use log::warn;
 use super::{
     disk::{self, DiskError, clone},
     memory::GuestMemory,
+    report::{Fetched, Warmth},
     snapshots::{Memory, TakenUp},
 };
 
@@ -195,8 +196,9 @@ impl Templates {
 impl Template {
     fn take_up(&self) -> io::Result<TakenUp> {
         let memory = fs::File::open(self.folder.join(MEMORY_FILE))?;
-        let memory = Memory::Image(memory);
-        Ok(TakenUp { memory, state: self.state.clone(), disk: self.folder.join(DISK_FILE) })
+        let fetched = Fetched { warmth: Warmth::Hot, ..Fetched::default() };
+        let (state, disk) = (self.state.clone(), self.folder.join(DISK_FILE));
+        Ok(TakenUp { memory: Memory::Image(memory), state, disk, fetched })
     }
 }
 

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use holdfast_model::{
     Digest, DiskImageId, GroupKey, SandboxId, SandboxSpec, SnapshotId, State, StopReason,
+    SuspendMode,
 };
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,9 @@ pub struct Saved {
     /// It is not the sandbox's own: the sandbox is a clone and was not suspended yet.
     #[serde(default)]
     pub of_another: bool,
+    /// What was kept of it. Records of agents that knew no other are of memory.
+    #[serde(default)]
+    pub mode: SuspendMode,
 }
 
 /// A snapshot that a client asked for.

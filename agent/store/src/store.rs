@@ -214,6 +214,17 @@ impl Store {
         })
     }
 
+    /// Writes several new sandboxes and that they are to be made: all of them or none.
+    pub fn create_sandboxes(&self, records: &[SandboxRecord]) -> Result<(), StoreError> {
+        self.write("put records", |txn| {
+            for record in records {
+                table::put(txn, &Intent::new(&record.id, Operation::Create))?;
+                table::put(txn, record)?;
+            }
+            Ok(())
+        })
+    }
+
     /// Writes a sandbox about which nothing is under way any more.
     pub fn put_sandbox(&self, record: &SandboxRecord) -> Result<(), StoreError> {
         self.write("settle a sandbox", |txn| {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use holdfast_model::{
     Digest, DiskImageId, GroupKey, Resources, SandboxId, SandboxSpec, SnapshotId, State,
-    StopReason, sandbox::ImageSource,
+    StopReason, SuspendMode, sandbox::ImageSource,
 };
 use holdfast_store::{
     Answer, Begun, DiskImageRecord, DiskImageState, GroupRecord, Intent, OPERATION_AGE_MS_MAX,
@@ -124,6 +124,7 @@ fn a_clone_needs_its_snapshot_when_it_is_made_and_the_data_as_long_as_it_stands_
             at_ms: 1,
             reason: StopReason::Asked,
             of_another: true,
+            mode: SuspendMode::Memory,
         }),
         ..sandbox(1, "a", None)
     };
@@ -295,6 +296,18 @@ fn what_is_under_way_is_written_with_its_sandbox_and_goes_with_it() {
     store.put_intent(&record, &Intent::new(&record.id, Operation::Delete)).unwrap();
     assert!(store.remove_sandbox(&record.id).unwrap());
     assert_eq!(store.intents().unwrap(), []);
+}
+
+#[test]
+fn several_sandboxes_are_written_in_one_step_each_with_what_is_to_be_done() {
+    let Fixture { store, path, _folder } = fixture();
+    let records = [sandbox(1, "a", Some("fork#0")), sandbox(2, "a", Some("fork#1"))];
+    store.create_sandboxes(&records).unwrap();
+    drop(store);
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store.all_sandboxes().unwrap(), records);
+    let intents = records.map(|record| Intent::new(&record.id, Operation::Create));
+    assert_eq!(store.intents().unwrap(), intents);
 }
 
 #[test]

@@ -206,6 +206,12 @@ impl Agent {
         self.call(Method::POST, &path, Some(json!({})), name).await
     }
 
+    /// Copies of a sandbox; the same name makes the same.
+    pub(crate) async fn fork(&self, id: &str, count: u32, name: &str) -> Answer {
+        let body = json!({"count": count});
+        self.call(Method::POST, &path::fork(&group(), id), Some(body), name).await
+    }
+
     pub(crate) async fn delete_snapshot(&self, id: &str) -> Answer {
         self.call(Method::DELETE, &path::snapshot(&group(), id), None, "delete-snapshot").await
     }

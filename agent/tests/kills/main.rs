@@ -1,5 +1,5 @@
-//! An agent that is killed at every step of create, suspend, resume, snapshot, exec and delete, and
-//! its successors: no sandbox is lost, none is there twice, nothing is left behind, and commands
+//! An agent that is killed at every step of create, fork, suspend, resume, snapshot, exec and delete,
+//! and its successors: no sandbox is lost, none is there twice, nothing is left behind, and commands
 //! that run go on under the clients that watch them.
 //!
 //! Needs what `microvm` needs, and `HOLDFAST_CLI`, the command line. `HOLDFAST_KILLS` is how many
@@ -22,6 +22,9 @@ use world::World;
 
 /// Kills when nobody says how many.
 const KILLS_DEFAULT: usize = 40;
+
+/// What the soak does. The other operations have tests without a microVM, in the agent itself.
+const OPERATIONS: [&str; 7] = ["create", "fork", "suspend", "resume", "snapshot", "exec", "delete"];
 
 /// The points of one operation, in the order in which it comes to them.
 fn points(operation: &str) -> Vec<Point> {
@@ -130,6 +133,30 @@ impl Soak {
         (agent, id)
     }
 
+    /// A fork whose agent dies at `point`: the same call made again gives as many as were asked for,
+    /// each of what the sandbox was.
+    async fn fork(&mut self, agent: Agent, id: &str, point: Point, next: Point) -> Agent {
+        const COUNT: u32 = 2;
+        let name = format!("fork-{}", self.total());
+        agent.look(id, "echo forked > /tmp/forked").await;
+        let _ = agent.fork(id, COUNT, &name).await;
+        agent.dies().await;
+        self.count(point);
+        let agent = Agent::start(&self.place, Some(next)).await;
+        assert_eq!(agent.state(id).await, "Running", "after a kill at {}", point.name());
+        let answer = agent.fork(id, COUNT, &name).await.json();
+        let forks = answer["value"].as_array().unwrap().iter();
+        let forks: Vec<&str> = forks.map(|fork| fork["id"].as_str().unwrap()).collect();
+        assert_eq!(forks.len(), 2, "after a kill at {}: {answer}", point.name());
+        for fork in forks {
+            agent.runs(fork).await;
+            assert_eq!(agent.look(fork, "cat /tmp/forked").await, "forked\n");
+            assert_eq!(agent.delete(fork).await.status, 204);
+        }
+        World::settled(&agent, &self.place, &[&self.resident, id], &[], 0).await;
+        agent
+    }
+
     /// A delete whose agent dies at `point`.
     async fn delete(&mut self, agent: Agent, id: &str, point: Point, next: Point) -> Agent {
         let _ = agent.delete(id).await;
@@ -175,7 +202,7 @@ async fn an_agent_killed_at_every_step_loses_nothing_and_leaves_nothing() {
     let place = Place::new(folder.path());
     let (creates, execs, deletes) = (points("create"), points("exec"), points("delete"));
     let (suspends, resumes) = (points("suspend"), points("resume"));
-    let snapshots = points("snapshot");
+    let (snapshots, forks) = (points("snapshot"), points("fork"));
     let pick = |points: &[Point], round: usize| points[round % points.len()];
 
     let agent = Agent::start(&place, None).await;
@@ -191,10 +218,13 @@ async fn an_agent_killed_at_every_step_loses_nothing_and_leaves_nothing() {
     agent.stops().await;
     let mut agent = soak.restarted(Some(creates[0]), &[]).await;
 
+    let all_points: Vec<Point> = OPERATIONS.into_iter().flat_map(points).collect();
     for round in 0.. {
         let (delete, exec) = (pick(&deletes, round), pick(&execs, round));
         let (suspend, resume) = (pick(&suspends, round), pick(&resumes, round));
-        let (next, id) = soak.create(agent, pick(&creates, round), suspend).await;
+        let fork = pick(&forks, round);
+        let (next, id) = soak.create(agent, pick(&creates, round), fork).await;
+        let next = soak.fork(next, &id, fork, suspend).await;
         let next = soak.suspend(next, &id, suspend, resume).await;
         let snapshot = pick(&snapshots, round);
         let next = soak.resume(next, &id, resume, snapshot).await;
@@ -202,7 +232,7 @@ async fn an_agent_killed_at_every_step_loses_nothing_and_leaves_nothing() {
         agent = soak.delete(next, &id, delete, exec).await;
         counter.goes_on().await;
         echo.answers(&format!("line {round}")).await;
-        let all = soak.kills.len() == Point::ALL.len();
+        let all = soak.kills.len() == all_points.len();
         if soak.total() + 1 >= kills && (all || round + 1 >= creates.len()) {
             agent = soak.exec(agent, exec, None).await;
             break;
@@ -210,11 +240,11 @@ async fn an_agent_killed_at_every_step_loses_nothing_and_leaves_nothing() {
         agent = soak.exec(agent, exec, Some(pick(&creates, round + 1))).await;
         println!("{} kills so far", soak.total());
     }
-    for point in Point::ALL {
+    for point in &all_points {
         println!("{}: {}", point.name(), soak.kills.get(point.name()).unwrap_or(&0));
     }
     println!("kills: {}", soak.total());
-    assert_eq!(soak.kills.len(), Point::ALL.len(), "every point was come to");
+    assert_eq!(soak.kills.len(), all_points.len(), "every point was come to");
 
     counter.goes_on().await;
     println!("numbers under one client: {}", counter.ends().await);

@@ -99,7 +99,7 @@ async fn clones_begin_where_the_sandbox_stood_and_are_machines_of_their_own() {
     assert_eq!(stdout(&node, &third, "cat /tmp/file").await, "before\nlater\n");
 
     // A clone is suspended by what it changed, and goes on under its own name.
-    node.registry.suspend(&clones[0]).await.unwrap();
+    node.registry.suspend(&clones[0], None).await.unwrap();
     assert_eq!(
         stdout(&node, &clones[0], "cat /tmp/file; hostname").await,
         format!("mine\n{}\n", clones[0])
@@ -139,7 +139,7 @@ async fn a_fork_is_as_many_clones_of_what_runs_or_is_suspended_or_none() {
     // What they were forked from is no snapshot of anybody's.
     assert_eq!(node.registry.list_snapshots(&group()).unwrap(), []);
 
-    node.registry.suspend(&id).await.unwrap();
+    node.registry.suspend(&id, None).await.unwrap();
     let later = node.registry.fork(&id, 1, BTreeMap::new(), None).await.unwrap();
     let kept = snapshot(&node, &id).await;
     let record = node.registry.get(&id).unwrap().unwrap();
@@ -198,7 +198,7 @@ async fn a_kind_asked_for_again_begins_as_a_clone_of_a_booted_guest() {
         assert_eq!([templates("made"), templates("used")], expected, "{number}");
         tells_the_time(&node, &id).await;
         // It is suspended and goes on as any other.
-        node.registry.suspend(&id).await.unwrap();
+        node.registry.suspend(&id, None).await.unwrap();
         assert_eq!(stdout(&node, &id, "cat /tmp/own").await, format!("{number}\n"));
         node.registry.delete(&id).await.unwrap();
     }

@@ -100,7 +100,7 @@ async fn a_workload_that_checks_itself_is_suspended_and_resumed_again_and_again(
     let mut sandboxes = Vec::new();
     for _ in 0..SANDBOXES.min(rounds.div_ceil(2)) {
         let id = begin(&node).await;
-        node.registry.suspend(&id).await.unwrap();
+        node.registry.suspend(&id, None).await.unwrap();
         sandboxes.push((id, 0));
     }
     let (began, mut drift_max) = (Instant::now(), Duration::ZERO);
@@ -119,7 +119,7 @@ async fn a_workload_that_checks_itself_is_suspended_and_resumed_again_and_again(
             now = ticks(&node, id).await;
         }
         *before = now;
-        node.registry.suspend(id).await.unwrap();
+        node.registry.suspend(id, None).await.unwrap();
         assert_eq!(node.registry.get(id).unwrap().unwrap().state, State::Suspended);
         if (round + 1) % 50 == 0 {
             println!("{} rounds after {:?}", round + 1, began.elapsed());

@@ -55,7 +55,7 @@ fn disk_bytes(folder: &Path) -> u64 {
 }
 
 async fn suspended(node: &Node, id: &SandboxId) {
-    node.registry.suspend(id).await.unwrap();
+    node.registry.suspend(id, None).await.unwrap();
     let record = node.registry.get(id).unwrap().unwrap();
     assert_eq!(record.state, State::Suspended, "{:?}", record.failure);
 }
@@ -143,7 +143,7 @@ async fn a_suspend_that_finds_no_room_leaves_the_sandbox_running_and_says_why() 
     for folder in ["segments", "layers", "states", "manifests", "tmp"] {
         fs::create_dir(pieces.join(folder)).unwrap();
     }
-    let error = node.registry.suspend(&id).await.unwrap_err();
+    let error = node.registry.suspend(&id, None).await.unwrap_err();
     let SuspendError::Failed { reason, .. } = &error else { panic!("{error}") };
     assert!(reason.contains("No space left"), "{reason}");
     assert_eq!(stdout(&node, &id, "echo on").await, "on\n");

@@ -49,7 +49,7 @@ pub enum Call {
     /// told by [`Output::Gap`]. Input goes on behind the bytes that `Started` says were taken.
     Attach { key: ExecKey, from: u64 },
     /// The first call after a restore: the time is now this, in nanoseconds since 1970. Answered by
-    /// [`Output::Resumed`].
+    /// [`Output::WentOn`].
     Resumed { unix_ns: u64 },
     /// After [`Call::Resumed`], to a guest that is not the one that was saved but a clone of it:
     /// random numbers and names are to be its own from here on. Answered by [`Output::Done`].
@@ -58,6 +58,23 @@ pub enum Call {
     /// Answered by [`Output::Done`]. After a restore connections to the outside that were open are
     /// ended: nobody is left there who knows them.
     Network(Network),
+    /// The machine is about to be stopped and copied. Answered by [`Output::Done`] when what was to
+    /// be done first is done. A guest of an older release answers [`Output::Failed`].
+    Quiesce(Quiesce),
+    /// The machine goes on after all: the disk is let go, if it was held still. Answered by
+    /// [`Output::Done`].
+    Thaw,
+}
+
+/// What is to be done before a machine is stopped. What is to be written is written in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quiesce {
+    /// Pages of files that are on the disks as they are go: they are neither copied nor there when
+    /// the machine goes on.
+    pub drop_caches: bool,
+    /// The disk's file system is closed as if it were unmounted, and held so until [`Call::Thaw`],
+    /// or for this long: whoever writes waits.
+    pub hold_ms: Option<u32>,
 }
 
 /// The guest's link to the outside, and whom it meets there.
@@ -176,7 +193,7 @@ pub enum Input {
 pub enum Output {
     Info(Info),
     Started {
-        /// The process id as the sandbox sees it.
+        /// The process id as the sandbox sees it. 0: its time was over before it ran.
         pid: u32,
         /// Whether a lost connection leaves it running. False although it was asked for: the guest
         /// keeps as many as it can.
@@ -205,9 +222,17 @@ pub enum Output {
     Taken {
         stdin: u64,
     },
-    /// How far the clock was set forward, in nanoseconds.
+    /// How far the clock was set forward, in nanoseconds. Said by guests of older releases, in place
+    /// of [`Output::WentOn`].
     Resumed {
         skew_ns: i64,
+    },
+    WentOn {
+        /// How far the clock was set forward, in nanoseconds.
+        skew_ns: i64,
+        /// TCP connections to others that were ended: these have forgotten them, or hold them for
+        /// somebody else's.
+        connections_reset: u32,
     },
 }
 

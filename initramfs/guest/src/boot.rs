@@ -58,6 +58,7 @@ fn serve() -> io::Result<()> {
         volumes: PathBuf::from(mounts::VOLUMES),
         cgroups: PathBuf::from(mounts::CGROUPS),
         device: Some(network::DEVICE),
+        disk: Some(PathBuf::from(mounts::DISK)),
     };
     let guest = Arc::new(Guest::new(site, root, ready_ns)?);
     if listener.is_ok() {

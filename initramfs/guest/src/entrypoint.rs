@@ -154,7 +154,8 @@ fn begin(workload: &Arc<Workload>, argv: &[String]) -> Result<(Process, OwnedFd)
     // One pipe for both streams keeps their order.
     let stdio = Stdio { stdin: workload.null(), stdout: end.as_fd(), stderr: end.as_fd() };
     let patience = Patience { deadline: Some(Instant::now() + LOAD_MAX), peer: None };
-    let process = Process::start(workload, &prepared, &stdio, cgroup, patience, &inside)?;
+    let process = Process::start(workload, &prepared, &stdio, cgroup, patience, &inside)
+        .map_err(|why| why.into_failure(&prepared.name))?;
     Ok((process, output))
 }
 

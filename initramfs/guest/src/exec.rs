@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holdfast_wire::guest::{Exec, Failure};
+use holdfast_wire::guest::{Exec, Exited};
 
 use crate::{
     command::{Overrides, Prepared, words},
@@ -18,19 +18,22 @@ use crate::{
     failure::from_io,
     guest::Guest,
     link::Link,
-    process::{Patience, Process, Stdio, pipe_for},
+    process::{NotStarted, Patience, Process, Stdio, pipe_for},
     workload::Workload,
 };
 
 /// Runs the command and sends everything up to the last answer.
 pub(crate) fn run(guest: &Guest, exec: &Exec, link: Link) {
-    let begun = guest.workload().and_then(|workload| {
+    let begun = || {
+        let workload = guest.workload()?;
         let seat = exec.keep.as_ref().map(|keep| guest.keeper.seat(keep)).transpose()?.flatten();
-        Ok((begin(&workload, exec, link.as_fd())?, seat))
-    });
-    let (running, seat) = match begun {
+        Ok::<_, NotStarted>((begin(&workload, exec, link.as_fd())?, seat))
+    };
+    let (running, seat) = match begun() {
         Ok(begun) => begun,
-        Err(refused) => return link.refuse(refused),
+        Err(NotStarted::Refused(refused)) => return link.refuse(refused),
+        // A time-out is one however far the command had come.
+        Err(NotStarted::Late) => return link.end(Exited::TimedOut),
     };
     // A pipe that cannot be set up ends the command, and the closed connection says so.
     if let Ok(exchange) = Exchange::new(running, link, seat) {
@@ -38,7 +41,7 @@ pub(crate) fn run(guest: &Guest, exec: &Exec, link: Link) {
     }
 }
 
-fn begin(workload: &Workload, exec: &Exec, peer: BorrowedFd<'_>) -> Result<Running, Failure> {
+fn begin(workload: &Workload, exec: &Exec, peer: BorrowedFd<'_>) -> Result<Running, NotStarted> {
     let deadline =
         exec.timeout_ms.and_then(|limit| Instant::now().checked_add(Duration::from_millis(limit)));
     let cgroup = workload

@@ -17,7 +17,9 @@ use crate::{
     failure::{failure, from_io, invalid},
     flows,
     kept::Keeper,
-    limits, network, power, resumed, root,
+    limits, network, power,
+    quiesce::Frost,
+    resumed, root,
     rpc::THREAD_STACK_BYTES,
     trust,
     workload::{Site, Workload},
@@ -36,6 +38,7 @@ pub struct Guest {
     /// Connections being served.
     pub(crate) connections: AtomicUsize,
     pub(crate) keeper: Arc<Keeper>,
+    pub(crate) frost: Arc<Frost>,
     /// Readable once the power-off was asked for and the workload is stopped.
     pub(crate) off: OwnedFd,
 }
@@ -61,6 +64,7 @@ impl Guest {
             network: Mutex::default(),
             connections: AtomicUsize::new(0),
             keeper: Arc::default(),
+            frost: Arc::default(),
             off: eventfd(0, EventfdFlags::CLOEXEC)?,
         })
     }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use holdfast_wire::{
     frame::{self, FrameError},
-    guest::{Failure, FailureKind, Input, Output},
+    guest::{Exited, Failure, FailureKind, Input, Output},
 };
 use rustix::{
     io::Errno,
@@ -109,6 +109,16 @@ impl Link {
         let taken = self.inbox.len() - split.rest.len();
         self.inbox.drain(..taken);
         Ok(Some(input))
+    }
+
+    /// Says how a command ended that never ran.
+    pub(crate) fn end(mut self, exited: Exited) {
+        // The host may have gone; then nobody is left to tell.
+        let _ = self.connection.set_blocking();
+        let started = Output::Started { pid: 0, kept: false, stdin_taken: 0 };
+        for output in [started, Output::Exited(exited)] {
+            let _ = self.connection.send(&output);
+        }
     }
 
     /// Says why it ends here, as the last thing on the connection.

@@ -53,6 +53,34 @@ pub(crate) struct Patience<'a> {
     pub peer: Option<BorrowedFd<'a>>,
 }
 
+/// Why there is no process.
+#[derive(Debug)]
+pub(crate) enum NotStarted {
+    Refused(Failure),
+    /// The deadline came first.
+    Late,
+}
+
+impl From<Failure> for NotStarted {
+    fn from(refused: Failure) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+impl NotStarted {
+    /// For whoever sets a deadline of its own.
+    pub(crate) fn into_failure(self, name: &str) -> Failure {
+        match self {
+            Self::Refused(refused) => refused,
+            Self::Late => not_loaded(name),
+        }
+    }
+}
+
+fn not_loaded(name: &str) -> Failure {
+    failure(FailureKind::Exhausted, format!("{name:?} was not loaded in time"))
+}
+
 impl Process {
     pub(crate) fn start(
         workload: &Workload,
@@ -61,7 +89,7 @@ impl Process {
         cgroup: Cgroup,
         patience: Patience<'_>,
         _inside: &Inside,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, NotStarted> {
         let (told, report) = pipe_with(PipeFlags::CLOEXEC)
             .map_err(|error| from_errno("cannot make a pipe", error))?;
         let image = sys::Image {
@@ -147,7 +175,7 @@ pub(crate) fn pipe_for(uid: u32, gid: u32) -> Result<(OwnedFd, OwnedFd), Failure
 }
 
 /// Reads what the child says before it becomes the program: its pid, then, if it could not, why.
-fn read_report(told: &OwnedFd, name: &str, patience: Patience<'_>) -> Result<u32, Failure> {
+fn read_report(told: &OwnedFd, name: &str, patience: Patience<'_>) -> Result<u32, NotStarted> {
     let lost = || failure(FailureKind::Internal, format!("{name:?} ended before it ran"));
     let mut words = Vec::with_capacity(2);
     loop {
@@ -157,17 +185,17 @@ fn read_report(told: &OwnedFd, name: &str, patience: Patience<'_>) -> Result<u32
             Ok(sys::REPORT_BYTES) if words.len() < 2 => words.push(i32::from_ne_bytes(word)),
             Ok(0) => break,
             Err(Errno::INTR) => {}
-            _ => return Err(lost()),
+            _ => return Err(lost().into()),
         }
     }
     match words.as_slice() {
-        [pid] => u32::try_from(*pid).map_err(|_| lost()),
-        [_, error] => Err(exec_failure(name, Errno::from_raw_os_error(*error))),
-        _ => Err(lost()),
+        [pid] => Ok(u32::try_from(*pid).map_err(|_| lost())?),
+        [_, error] => Err(exec_failure(name, Errno::from_raw_os_error(*error)).into()),
+        _ => Err(lost().into()),
     }
 }
 
-fn await_report(told: &OwnedFd, name: &str, patience: Patience<'_>) -> Result<(), Failure> {
+fn await_report(told: &OwnedFd, name: &str, patience: Patience<'_>) -> Result<(), NotStarted> {
     let hung_up = PollFlags::RDHUP;
     let mut fds = vec![PollFd::new(told, PollFlags::IN)];
     fds.extend(patience.peer.map(|peer| PollFd::from_borrowed_fd(peer, hung_up)));
@@ -179,9 +207,11 @@ fn await_report(told: &OwnedFd, name: &str, patience: Patience<'_>) -> Result<()
         }
         let peer_gone = fds.get(1).is_some_and(|peer| !peer.revents().is_empty());
         let late = patience.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        if peer_gone || late {
-            let message = format!("{name:?} was not loaded in time");
-            return Err(failure(FailureKind::Exhausted, message));
+        if peer_gone {
+            return Err(not_loaded(name).into());
+        }
+        if late {
+            return Err(NotStarted::Late);
         }
     }
 }

@@ -41,6 +41,9 @@ const RESOLV_CONF: &str = "nameserver 127.0.0.1\n";
 /// A larger `/etc/hosts` is left with the name that was.
 const HOSTS_BYTES_MAX: usize = 64 * 1024;
 
+/// What Linux lets a machine be called, and a line's end.
+const HOST_NAME_BYTES_MAX: usize = 65;
+
 /// Moves the calling thread into a mount namespace of its own whose root is `root`, a mount.
 /// `hidden` are mounts of the old root that the sandbox must not keep.
 pub(crate) fn enter_root(root: &Path, hidden: &[&str]) -> Result<(), Errno> {
@@ -105,9 +108,20 @@ fn write_identity(host_name: &str) {
     write_machine_id();
     let mut hosts = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n");
     if !host_name.is_empty() {
+        let old = read_file("/etc/hostname", HOST_NAME_BYTES_MAX);
         write_file("/etc/hostname", &format!("{host_name}\n"));
         // Writing to a String does not fail.
-        let _ = writeln!(hosts, "127.0.1.1\t{host_name}");
+        let _ = write!(hosts, "{}", own_line(host_name));
+        // Of a sandbox that was made from another's disk: the line that was written for that.
+        if let Some(old) = old.filter(|old| old.trim_end() != host_name)
+            && let Some(known) = read_file("/etc/hosts", HOSTS_BYTES_MAX)
+            && known.contains(&own_line(old.trim_end()))
+        {
+            write_file(
+                "/etc/hosts",
+                &known.replace(&own_line(old.trim_end()), &own_line(host_name)),
+            );
+        }
     }
     write_if_empty("/etc/hosts", &hosts);
     write_if_empty("/etc/resolv.conf", RESOLV_CONF);
@@ -121,6 +135,18 @@ pub(crate) fn name_server(address: Ipv4Addr) {
         let _ = fs_err::remove_file(PATH);
     }
     write_file(PATH, &format!("nameserver {address}\n"));
+}
+
+/// The line of `/etc/hosts` by which a machine finds itself.
+fn own_line(host_name: &str) -> String {
+    format!("127.0.1.1\t{host_name}\n")
+}
+
+/// A file, if it is one of at most so many bytes.
+fn read_file(path: &str, bytes_max: usize) -> Option<String> {
+    let metadata = fs_err::metadata(path).ok()?;
+    let fits = metadata.is_file() && usize::try_from(metadata.len()).is_ok_and(|n| n <= bytes_max);
+    fits.then(|| fs_err::read_to_string(path).ok()).flatten()
 }
 
 /// Gives a clone names of its own. The thread is inside the sandbox.

@@ -21,7 +21,7 @@ use rustix::{
 use crate::{
     clock::poll_until,
     connection::Connection,
-    exec,
+    connections, exec,
     failure::{failure, from_io, invalid},
     files,
     guest::Guest,
@@ -184,10 +184,16 @@ fn carry_out(call: Call, connection: &mut Connection, guest: &Guest) -> Result<(
             done_if(true, connection)
         }
         Call::Resumed { unix_ns } => {
-            say(connection, &Output::Resumed { skew_ns: resumed::set_clock(unix_ns)? });
+            let skew_ns = resumed::set_clock(unix_ns)?;
+            let connections_reset = connections::reset();
+            say(connection, &Output::WentOn { skew_ns, connections_reset });
             Ok(())
         }
         Call::Network(network) => done(connection, guest.connect(network)),
+        Call::Quiesce(wanted) => {
+            done(connection, guest.frost.quiesce(guest.site.disk.as_deref(), wanted))
+        }
+        Call::Thaw => done(connection, guest.frost.thaw()),
         Call::Renew { host_name, seed } => done(connection, guest.renew(&host_name, &seed)),
         Call::PowerOff { grace_ms } => {
             let grace = Duration::from_millis(u64::from(grace_ms));

@@ -334,6 +334,25 @@ pub(crate) fn reseed(random: BorrowedFd<'_>) -> Result<(), Errno> {
     unsafe { rustix::ioctl::ioctl(random, reseed) }
 }
 
+/// Has the file system of this folder write all it has and take no more (ioctl_fs FIFREEZE).
+pub(crate) fn freeze(folder: BorrowedFd<'_>) -> Result<(), Errno> {
+    const FIFREEZE: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<c_int>(b'X', 119);
+    // SAFETY: the number has an int in it for historical reasons; the kernel does not look at the
+    // argument, and so reads and writes no memory of ours.
+    let freeze = unsafe { rustix::ioctl::NoArg::<FIFREEZE>::new() };
+    // SAFETY: as above; a file system that cannot do it refuses.
+    unsafe { rustix::ioctl::ioctl(folder, freeze) }
+}
+
+/// Undoes [`freeze`].
+pub(crate) fn thaw(folder: BorrowedFd<'_>) -> Result<(), Errno> {
+    const FITHAW: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<c_int>(b'X', 120);
+    // SAFETY: as for FIFREEZE: the kernel does not look at the argument.
+    let thaw = unsafe { rustix::ioctl::NoArg::<FITHAW>::new() };
+    // SAFETY: as above; one that is not frozen refuses.
+    unsafe { rustix::ioctl::ioctl(folder, thaw) }
+}
+
 /// A listening vsock socket.
 pub(crate) fn vsock_listen(port: u32, backlog: i32) -> io::Result<OwnedFd> {
     let socket = vsock_socket()?;

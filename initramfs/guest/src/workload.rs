@@ -44,6 +44,8 @@ pub struct Site {
     pub cgroups: PathBuf,
     /// The link to the outside. `None`: there is none that is ours.
     pub device: Option<&'static str>,
+    /// Where the sandbox's own disk is mounted. `None`: what it writes to is others' too.
+    pub disk: Option<PathBuf>,
 }
 
 /// What everything inside runs with unless an exec says otherwise.

@@ -202,12 +202,47 @@ fn the_answer_has_the_form_the_sdk_reads() {
     let condition = Condition {
         state: State::Failed,
         failure: Some("the VMM ended".to_owned()),
-        stopped: Some((StopReason::Asked, time.clone())),
+        stopped: Some(Stopped {
+            reason: StopReason::Asked,
+            at: time.clone(),
+            mode: SuspendMode::Memory,
+        }),
     };
     let sandbox = Sandbox::new(&id, &group, (&spec, None), condition, time);
     let golden = include_str!("golden.json");
     assert_eq!(serde_json::to_string_pretty(&sandbox).unwrap(), golden.trim_end());
     assert_eq!(serde_json::from_str::<Sandbox>(golden).unwrap(), sandbox);
+}
+
+#[test]
+fn what_was_suspended_says_why_when_and_what_was_kept() {
+    let stopped = |reason, mode| {
+        let stopped = Some(Stopped { reason, at: "2026-01-02T03:04:05Z".to_owned(), mode });
+        let condition = Condition { state: State::Suspended, failure: None, stopped };
+        let state = condition.public_state();
+        let sandbox = Sandbox::new(
+            &"bbbbbbbbbbbbbbbbbbbb".parse().unwrap(),
+            &GroupKey::local_default(),
+            (&spec(FULL).unwrap(), None),
+            condition,
+            String::new(),
+        );
+        (state, serde_json::to_value(sandbox).unwrap()["stateDetails"].clone())
+    };
+    let details = |reason: &str, mode: &str| {
+        serde_json::json!({
+            "stoppedReason": reason, "stoppedAt": "2026-01-02T03:04:05Z", "suspendMode": mode,
+        })
+    };
+    let cases = [
+        (StopReason::Asked, SuspendMode::Memory, PublicState::Suspended, "UserStopped", "Memory"),
+        (StopReason::Asked, SuspendMode::Disk, PublicState::Suspended, "UserStopped", "Disk"),
+        (StopReason::Idle, SuspendMode::Disk, PublicState::Idle, "Idle", "Disk"),
+        (StopReason::NodeStopped, SuspendMode::Memory, PublicState::Idle, "NodeStopped", "Memory"),
+    ];
+    for (why, mode, state, reason, kept) in cases {
+        assert_eq!(stopped(why, mode), (state, details(reason, kept)), "{why:?} {mode:?}");
+    }
 }
 
 #[test]

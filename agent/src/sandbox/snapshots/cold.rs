@@ -10,7 +10,10 @@ use holdfast_wire::pager::{FIRST_MAX, PIECES_MAX};
 use log::warn;
 
 use super::{MEMORY, SaveError, Snapshots, TakenUp, disk, failed};
-use crate::random::random_id;
+use crate::{
+    random::random_id,
+    sandbox::report::{Fetched, Warmth},
+};
 
 /// What a guest touched first, as numbers of 8 bytes: a hint, believed by nobody.
 pub(super) const FIRST_FILE: &str = "first";
@@ -40,6 +43,8 @@ pub(in crate::sandbox) enum Memory {
     Image(fs::File),
     /// To be filled while the guest goes on.
     Missing(Box<Cold>),
+    /// There is only a disk, to boot from.
+    Nothing,
 }
 
 /// A memory file that is being made. Removed on drop, unless it was taken into use.
@@ -69,13 +74,15 @@ impl Snapshots {
         match self.cold(group, id)? {
             Some((cold, state)) => {
                 let disk = self.folder(id).join(super::DISK_FILE);
-                Ok(TakenUp { memory: Memory::Missing(Box::new(cold)), state, disk })
+                // What is read is read while the guest goes on.
+                let fetched = Fetched { warmth: Warmth::Cold, ..Fetched::default() };
+                Ok(TakenUp { memory: Memory::Missing(Box::new(cold)), state, disk, fetched })
             }
             None => self.take_up(group, id),
         }
     }
 
-    /// `None`: it has more pieces than a pager takes.
+    /// `None`: it is of a disk alone, or has more pieces than a pager takes.
     pub(in crate::sandbox) fn cold(
         &self,
         group: &GroupKey,
@@ -83,9 +90,8 @@ impl Snapshots {
     ) -> Result<Option<(Cold, Vec<u8>)>, SaveError> {
         let key = self.known_group_key(group)?;
         let snapshot = Snapshot::open(&self.pieces, &key, id.as_str())?;
+        let Some(image) = snapshot.manifest.images.get(MEMORY) else { return Ok(None) };
         let state = self.state_of(&snapshot, &key, id)?;
-        let missing = || SaveError::NoState { id: id.clone() };
-        let image = snapshot.manifest.images.get(MEMORY).ok_or_else(missing)?;
         let mut names = Vec::new();
         for layer in &image.layers {
             names.push((Kind::Layer, layer.name));

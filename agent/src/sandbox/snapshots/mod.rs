@@ -7,6 +7,7 @@
 
 use std::{
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
@@ -23,23 +24,30 @@ use log::{info, warn};
 mod cold;
 mod hot;
 mod inspect;
+#[cfg(test)]
+mod kill_tests;
 mod remote;
 #[cfg(test)]
 mod remote_tests;
+#[cfg(test)]
+mod store_tests;
 
 use super::{
     disk::{self, DiskError, clone},
     memory::GuestMemory,
+    report::{Fetched, Warmth},
 };
 use crate::{
     durable::{self, Readers},
     error_chain::error_chain,
+    fault::{self, Point},
 };
 
-/// Name of the memory's image in a snapshot.
+/// Name of the memory's image in a snapshot. One without it is of the disk alone.
 const MEMORY: &str = "memory";
 const DISK_FILE: &str = "disk.ext4";
 const KEY_BYTES: usize = 32;
+const PAGE: u64 = PAGE_BYTES as u64;
 
 pub(super) use cold::{Cold, Memory};
 pub use inspect::Anatomy;
@@ -123,7 +131,8 @@ impl Drop for Pin {
 pub(super) struct Copied {
     id: SnapshotId,
     folder: PathBuf,
-    memory: fs::File,
+    /// `None`: the disk alone.
+    memory: Option<fs::File>,
     parent: Option<(SnapshotId, Pages)>,
     /// Pages that a guest that goes on from there touches first.
     first: Vec<u64>,
@@ -133,6 +142,13 @@ pub(super) struct Copied {
 impl Copied {
     pub(super) fn id(&self) -> &SnapshotId {
         &self.id
+    }
+
+    pub(super) fn take_disk(&self, disk: &Path) -> Result<(), SaveError> {
+        let to = self.folder.join(DISK_FILE);
+        let saved = disk::new(&to)?;
+        let from = fs::File::open(disk).map_err(failed("open", disk))?;
+        clone(&from, &saved).map_err(failed("copy the disk to", &to))
     }
 }
 
@@ -148,9 +164,11 @@ impl Drop for Copied {
 #[derive(Debug)]
 pub(super) struct TakenUp {
     pub(super) memory: Memory,
+    /// Of CPUs and devices. Empty where there is no memory.
     pub(super) state: Vec<u8>,
     /// To be copied before it is written.
     pub(super) disk: PathBuf,
+    pub(super) fetched: Fetched,
 }
 
 impl Snapshots {
@@ -191,8 +209,8 @@ impl Snapshots {
         memory: &GuestMemory,
         disk: &Path,
     ) -> Result<Copied, SaveError> {
-        let mut copied = self.copy_memory(id, parent, memory)?;
-        self.copy_disk(&mut copied, disk)?;
+        let copied = self.copy_memory(id, parent, memory)?;
+        copied.take_disk(disk)?;
         Ok(copied)
     }
 
@@ -209,19 +227,21 @@ impl Snapshots {
         // From here on its drop cleans up.
         let first = parent.map(|parent| self.first(parent)).unwrap_or_default();
         let mut copied = Copied {
-            memory: disk::new(&path)?,
             id,
             folder,
+            memory: None,
             parent: None,
-            first: first.iter().map(|at| at / PAGE_BYTES as u64).collect(),
+            first: first.iter().map(|at| at / PAGE).collect(),
             committed: false,
         };
+        let to = disk::new(&path)?;
         if !first.is_empty() {
             self.keep_first(&copied.id, &first);
         }
         let below = parent.and_then(|parent| fs::File::open(self.memory_path(parent)).ok());
-        let changed = memory.copy(&copied.memory, below.as_ref());
+        let changed = memory.copy(&to, below.as_ref());
         let changed = changed.map_err(failed("copy guest memory to", &path))?;
+        copied.memory = Some(to);
         copied.parent = parent.cloned().zip(changed);
         self.keep_to_budget(&copied.id);
         Ok(copied)
@@ -235,23 +255,26 @@ impl Snapshots {
         pid: u32,
         bytes: u64,
     ) -> Result<(), SaveError> {
+        let Some(memory) = &copied.memory else { return Ok(()) };
         let (parent, before) = copied.parent.take().unzip();
-        let changed = GuestMemory::copy_again(pid, bytes, &copied.memory, before);
+        let changed = GuestMemory::copy_again(pid, bytes, memory, before);
         let changed = changed.map_err(failed("copy guest memory to", &copied.folder))?;
         copied.parent = parent.zip(changed);
         Ok(())
     }
 
-    /// Copies the disk beside the memory.
-    pub(super) fn copy_disk(&self, copied: &mut Copied, disk: &Path) -> Result<(), SaveError> {
-        let to = copied.folder.join(DISK_FILE);
-        let saved = disk::new(&to)?;
-        let from = fs::File::open(disk).map_err(failed("open", disk))?;
-        clone(&from, &saved).map_err(failed("copy the disk to", &to))?;
-        Ok(())
+    /// Copies the disk alone of a guest that stands still.
+    pub(super) fn copy_disk(&self, id: SnapshotId, disk: &Path) -> Result<Copied, SaveError> {
+        let folder = self.folder(&id);
+        fs::create_dir_all(&folder).map_err(failed("make", &folder))?;
+        let first = Vec::new();
+        let copied = Copied { id, folder, memory: None, parent: None, first, committed: false };
+        copied.take_disk(disk)?;
+        Ok(copied)
     }
 
-    /// Makes it durable. The guest may run meanwhile.
+    /// Makes it durable. The guest may run meanwhile. `state`: of CPUs and devices, where memory was
+    /// copied.
     pub(super) fn commit(
         &self,
         group: &GroupKey,
@@ -267,23 +290,27 @@ impl Snapshots {
             let synced = fs::File::open(folder).and_then(|folder| folder.sync_all());
             synced.map_err(failed("sync", folder))?;
         }
-        let source = copied.memory.file().try_clone().and_then(FileSource::new);
-        let source = source.map_err(failed("read", &copied.folder))?;
+        fault::at(Point::SaveDisk);
         let parent = match &copied.parent {
             Some((parent, _)) => Some(Snapshot::open(&self.pieces, &key, parent.as_str())?),
             None => None,
         };
         let draft = |parent| Draft::new(&self.pieces, &key, copied.id.as_str(), parent);
         let mut saved = draft(parent.as_ref())?;
-        let changed = copied.parent.as_ref().map(|(_, changed)| changed);
-        match saved.image(MEMORY, &source, changed, &copied.first) {
-            Err(SnapshotError::TooDeep { .. }) => {
-                saved = draft(None)?;
-                saved.image(MEMORY, &source, None, &copied.first)?;
+        if let Some(memory) = &copied.memory {
+            let source = memory.file().try_clone().and_then(FileSource::new);
+            let source = source.map_err(failed("read", &copied.folder))?;
+            let changed = copied.parent.as_ref().map(|(_, changed)| changed);
+            match saved.image(MEMORY, &source, changed, &copied.first) {
+                Err(SnapshotError::TooDeep { .. }) => {
+                    saved = draft(None)?;
+                    saved.image(MEMORY, &source, None, &copied.first)?;
+                }
+                written => drop(written?),
             }
-            written => drop(written?),
+            saved.state(state)?;
         }
-        saved.state(state)?;
+        fault::at(Point::SavePieces);
         saved.commit(now_ms)?;
         copied.committed = true;
         Ok(())
@@ -293,11 +320,17 @@ impl Snapshots {
     pub(super) fn take_up(&self, group: &GroupKey, id: &SnapshotId) -> Result<TakenUp, SaveError> {
         let key = self.known_group_key(group)?;
         let snapshot = Snapshot::open(&self.pieces, &key, id.as_str())?;
+        let disk = self.folder(id).join(DISK_FILE);
+        let mut fetched = Fetched { warmth: Warmth::Booted, ..Fetched::default() };
+        if !snapshot.manifest.images.contains_key(MEMORY) {
+            return Ok(TakenUp { memory: Memory::Nothing, state: Vec::new(), disk, fetched });
+        }
         let state = self.state_of(&snapshot, &key, id)?;
         let path = self.memory_path(id);
         let memory = match fs::File::open(&path) {
             Ok(memory) => {
                 hot::used(&memory);
+                fetched.warmth = Warmth::Hot;
                 memory
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -305,7 +338,16 @@ impl Snapshots {
                 // One that an earlier attempt left is of no use.
                 let _ = fs::remove_file(&draft);
                 let file = disk::new(&draft)?;
-                snapshot.image(&self.pieces, &key, MEMORY)?.restore(file.file())?;
+                let image = snapshot.image(&self.pieces, &key, MEMORY)?;
+                if let Err(error) = image.restore(file.file()) {
+                    // It may have filled the disk.
+                    let _ = fs::remove_file(&draft);
+                    return Err(error.into());
+                }
+                fault::at(Point::WarmWritten);
+                let (frames, bytes) = image.stored();
+                let pages = file.metadata().map_or(0, |metadata| metadata.blocks() * 512 / PAGE);
+                fetched = Fetched { warmth: Warmth::Cold, bytes, frames, pages };
                 fs::rename(&draft, &path).map_err(failed("rename", &draft))?;
                 let memory = fs::File::open(&path).map_err(failed("open", &path))?;
                 self.keep_to_budget(id);
@@ -313,8 +355,7 @@ impl Snapshots {
             }
             Err(error) => return Err(failed("open", &path)(error)),
         };
-        let memory = Memory::Image(memory);
-        Ok(TakenUp { memory, state, disk: self.folder(id).join(DISK_FILE) })
+        Ok(TakenUp { memory: Memory::Image(memory), state, disk, fetched })
     }
 
     fn state_of(
@@ -357,6 +398,7 @@ impl Snapshots {
     /// Removes a snapshot, and what no other one stands on. Harmless when there is none.
     fn remove(&self, id: &SnapshotId) -> Result<(), SaveError> {
         self.pieces.delete_manifest(id.as_str())?;
+        fault::at(Point::GcManifest);
         let folder = self.folder(id);
         match fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -364,6 +406,7 @@ impl Snapshots {
             }
             _ => {}
         }
+        fault::at(Point::GcFolder);
         self.collect().map(drop)
     }
 

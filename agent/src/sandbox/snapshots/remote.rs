@@ -16,11 +16,10 @@ use std::{
 };
 
 use fs_err as fs;
-use holdfast_blob::Bucket;
 use holdfast_model::{GroupKey, SnapshotId};
 use holdfast_snapshot::{
-    Draft, FileSource, Image, Key, PAGE_BYTES, Pages, PieceStore, Snapshot, SnapshotError, Source,
-    collect,
+    Draft, FileSource, Image, Key, Kind, Name, PAGE_BYTES, Pages, PieceStore, Put, Snapshot,
+    SnapshotError, Source, collect,
 };
 use holdfast_store::SnapshotRecord;
 use log::{info, warn};
@@ -30,6 +29,7 @@ use super::{DISK_FILE, SaveError, Snapshots, failed};
 use crate::{
     durable::{self, Readers},
     error_chain::error_chain,
+    fault::{self, Point},
 };
 
 /// Names of images that only a remote snapshot has: the disk, and the record it was made of.
@@ -59,7 +59,8 @@ pub enum Upload {
 
 /// The store, and what decides who may use it.
 pub(in crate::sandbox) struct Remote {
-    bucket: Bucket,
+    /// Whatever keeps pieces elsewhere.
+    store: Box<dyn PieceStore + Send>,
     /// Group keys are made of it, on each node the same.
     site_key: Key,
     /// Names of groups; `*` is all.
@@ -75,7 +76,7 @@ pub(in crate::sandbox) struct Remote {
 
 impl Remote {
     pub(in crate::sandbox) fn new(
-        bucket: Bucket,
+        store: impl PieceStore + Send + 'static,
         site_key: Key,
         groups: Vec<String>,
         bytes_per_second: u64,
@@ -83,7 +84,7 @@ impl Remote {
     ) -> Result<Self, SaveError> {
         fs::create_dir_all(&marks).map_err(failed("make", &marks))?;
         Ok(Self {
-            bucket,
+            store: Box::new(store),
             site_key,
             groups,
             bytes_per_second,
@@ -101,6 +102,12 @@ impl Remote {
 
     pub(super) fn group_key(&self, group: &GroupKey) -> Result<Key, SaveError> {
         Ok(self.site_key.of_group(&group.to_string())?)
+    }
+
+    /// The store itself.
+    #[cfg(test)]
+    pub(super) fn pieces(&self) -> &dyn PieceStore {
+        &*self.store
     }
 
     fn mark(&self, id: &SnapshotId) -> PathBuf {
@@ -148,7 +155,8 @@ impl Remote {
     /// Deletes what this node put there and needs no more.
     fn delete(&self, id: &SnapshotId) -> Result<(), SaveError> {
         if self.marked(id).is_some_and(|text| text != FETCHED) {
-            self.bucket.delete_manifest(id.as_str())?;
+            self.store.delete_manifest(id.as_str())?;
+            fault::at(Point::GcRemote);
             info!(snapshot:% = id; "snapshot deleted from the remote store");
         }
         let path = self.mark(id);
@@ -158,7 +166,7 @@ impl Remote {
     fn collect_now_and_then(&self) -> Result<(), SaveError> {
         let mut last = self.collected.lock().unwrap_or_else(PoisonError::into_inner);
         if last.is_none_or(|last| last.elapsed() >= COLLECT_EVERY) {
-            let collected = collect(&self.bucket, COLLECT_AGE.as_secs())?;
+            let collected = collect(&*self.store, COLLECT_AGE.as_secs())?;
             *last = Some(Instant::now());
             let (pieces, bytes) = (collected.pieces_deleted, collected.bytes_deleted);
             info!(pieces, bytes; "remote store collected");
@@ -253,44 +261,43 @@ impl Snapshots {
 
     fn upload(&self, remote: &Remote, record: &SnapshotRecord) -> Result<(), SaveError> {
         let key = self.site_group_key(remote, &record.group)?;
-        let (id, bucket, began) = (&record.data, &remote.bucket, Instant::now());
+        let (id, began) = (&record.data, Instant::now());
+        let checked = Checked { store: &*remote.store, put: Mutex::default() };
         remote.set_mark(id, b"")?;
+        fault::at(Point::UploadMarked);
         let local = Snapshot::open(&self.pieces, &key, id.as_str())?;
-        match Snapshot::open(bucket, &key, id.as_str()) {
+        match Snapshot::open(&checked, &key, id.as_str()) {
             // Its mark was lost, by a crash between the two.
             Ok(_) => return remote.set_mark(id, THERE),
             Err(SnapshotError::Missing { .. }) => {}
             Err(error) => return Err(error.into()),
         }
         let mut bytes = 0;
-        let mut lengths = BTreeMap::new();
         for (kind, name) in local.manifest.pieces() {
             if remote.is_stopping() {
                 return Err(SaveError::Stopping);
             }
             let piece = self.pieces.whole_piece(kind, &name)?;
-            bucket.put_piece(kind, &name, &piece)?;
-            lengths.insert((kind, name), piece.len() as u64);
+            checked.put_piece(kind, &name, &piece)?;
             bytes += piece.len() as u64;
             remote.pace(began, bytes);
         }
+        fault::at(Point::UploadPieces);
         let path = self.folder(id).join(DISK_FILE);
         let disk = fs::File::open(&path).map_err(failed("open", &path))?;
         let disk = FileSource::new(disk.into_parts().0).map_err(failed("read", &path))?;
-        let mut draft = Draft::again(bucket, &key, &local);
+        let mut draft = Draft::again(&checked, &key, &local);
         draft.image(DISK, &disk, None, &[])?;
         let text = serde_json::to_vec(record)
             .map_err(|error| failed("write the record of", &path)(error.into()))?;
         draft.image(RECORD, &Text::new(text), None, &[])?;
         draft.about("sandbox", record.sandbox.as_str());
-        // A store may say that it has kept what it has not.
-        for ((kind, name), length) in lengths {
-            if bucket.piece_bytes(kind, &name)? != length {
-                let part = holdfast_snapshot::Part::Piece(kind, name);
-                return Err(SnapshotError::Changed { part }.into());
-            }
-        }
+        checked.are_there()?;
+        fault::at(Point::UploadDisk);
         draft.commit(local.manifest.created_ms)?;
+        // Nor is its word taken for the manifest.
+        Snapshot::open(&checked, &key, id.as_str())?;
+        fault::at(Point::UploadCommitted);
         remote.set_mark(id, THERE)?;
         info!(snapshot:% = id, bytes, ms = began.elapsed().as_millis(); "snapshot uploaded");
         Ok(())
@@ -306,9 +313,9 @@ impl Snapshots {
         let remote = self.remote_of(group)?;
         let key = remote.group_key(group)?;
         let mut found = Vec::new();
-        for name in remote.bucket.manifests()? {
+        for name in remote.store.manifests()? {
             let Ok(id) = name.parse::<SnapshotId>() else { continue };
-            match Snapshot::open(&remote.bucket, &key, &name) {
+            match Snapshot::open(&*remote.store, &key, &name) {
                 Ok(Snapshot { mut manifest }) => {
                     let sandbox = manifest.about.remove("sandbox").unwrap_or_default();
                     found.push((id, sandbox, manifest.created_ms));
@@ -333,8 +340,8 @@ impl Snapshots {
     ) -> Result<SnapshotRecord, SaveError> {
         let remote = self.remote_of(group)?;
         let key = self.site_group_key(remote, group)?;
-        let snapshot = Snapshot::open(&remote.bucket, &key, id.as_str())?;
-        let text = text_of(&mut snapshot.image(&remote.bucket, &key, RECORD)?)?;
+        let snapshot = Snapshot::open(&*remote.store, &key, id.as_str())?;
+        let text = text_of(&mut snapshot.image(&*remote.store, &key, RECORD)?)?;
         let record: SnapshotRecord = serde_json::from_slice(&text).map_err(|error| {
             SaveError::RemoteRecord { id: id.clone(), reason: error.to_string() }
         })?;
@@ -359,15 +366,17 @@ impl Snapshots {
             return Ok(());
         }
         let began = Instant::now();
-        let snapshot = Snapshot::open(&remote.bucket, &key, id.as_str())?;
+        let snapshot = Snapshot::open(&*remote.store, &key, id.as_str())?;
         // Before the mark of an upload could be written for it.
         remote.set_mark(id, FETCHED)?;
+        fault::at(Point::FetchMarked);
         for (kind, name) in snapshot.manifest.pieces() {
             if self.pieces.whole_piece(kind, &name).is_err() {
-                let piece = remote.bucket.whole_piece(kind, &name)?;
+                let piece = remote.store.whole_piece(kind, &name)?;
                 self.pieces.put_piece(kind, &name, &piece)?;
             }
         }
+        fault::at(Point::FetchPieces);
         let folder = self.folder(id);
         fs::create_dir_all(&folder).map_err(failed("make", &folder))?;
         let path = folder.join(DISK_FILE);
@@ -380,10 +389,81 @@ impl Snapshots {
             let synced = fs::File::open(folder).and_then(|folder| folder.sync_all());
             synced.map_err(failed("sync", folder))?;
         }
+        fault::at(Point::FetchDisk);
         let again = Draft::again(&self.pieces, &key, &snapshot);
         again.commit(snapshot.manifest.created_ms)?;
+        fault::at(Point::FetchCommitted);
         info!(snapshot:% = id, ms = began.elapsed().as_millis(); "snapshot fetched");
         Ok(())
+    }
+}
+
+/// A store whose word is not taken for what it has kept: it may lie, or lose what it has.
+struct Checked<'s> {
+    store: &'s dyn PieceStore,
+    /// What was put, and how long each is.
+    put: Mutex<BTreeMap<(Kind, Name), u64>>,
+}
+
+impl Checked<'_> {
+    /// Whether everything that was put is there in its length. What its bytes are is found out by
+    /// whoever reads them: each piece is named by its content.
+    fn are_there(&self) -> Result<(), SnapshotError> {
+        let put = self.put.lock().unwrap_or_else(PoisonError::into_inner);
+        for (&(kind, name), &length) in &*put {
+            if self.store.piece_bytes(kind, &name)? != length {
+                let part = holdfast_snapshot::Part::Piece(kind, name);
+                return Err(SnapshotError::Changed { part });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl PieceStore for Checked<'_> {
+    fn put_piece(&self, kind: Kind, name: &Name, bytes: &[u8]) -> Result<Put, SnapshotError> {
+        let put = self.store.put_piece(kind, name, bytes)?;
+        let mut all = self.put.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert((kind, *name), bytes.len() as u64);
+        Ok(put)
+    }
+
+    fn read_piece(
+        &self,
+        kind: Kind,
+        name: &Name,
+        offset: u64,
+        length: usize,
+    ) -> Result<Vec<u8>, SnapshotError> {
+        self.store.read_piece(kind, name, offset, length)
+    }
+
+    fn piece_bytes(&self, kind: Kind, name: &Name) -> Result<u64, SnapshotError> {
+        self.store.piece_bytes(kind, name)
+    }
+
+    fn put_manifest(&self, id: &str, bytes: &[u8]) -> Result<Put, SnapshotError> {
+        self.store.put_manifest(id, bytes)
+    }
+
+    fn read_manifest(&self, id: &str, max: u64) -> Result<Vec<u8>, SnapshotError> {
+        self.store.read_manifest(id, max)
+    }
+
+    fn manifests(&self) -> Result<Vec<String>, SnapshotError> {
+        self.store.manifests()
+    }
+
+    fn delete_manifest(&self, id: &str) -> Result<bool, SnapshotError> {
+        self.store.delete_manifest(id)
+    }
+
+    fn pieces(&self, kind: Kind, age_s: u64) -> Result<Vec<Name>, SnapshotError> {
+        self.store.pieces(kind, age_s)
+    }
+
+    fn delete_piece(&self, kind: Kind, name: &Name) -> Result<u64, SnapshotError> {
+        self.store.delete_piece(kind, name)
     }
 }
 

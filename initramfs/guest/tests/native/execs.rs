@@ -123,6 +123,14 @@ fn a_time_out_kills_even_what_left_the_session() {
 }
 
 #[test]
+fn a_time_that_is_over_before_the_program_runs_is_a_time_out_too() {
+    let sandbox = Sandbox::started();
+    let exec = Exec { timeout_ms: Some(0), ..shell("sleep 100") };
+    assert_eq!(sandbox.exec(exec).unwrap().exited, Some(Exited::TimedOut));
+    eventually("no process is left", || sandbox.process_names().is_empty());
+}
+
+#[test]
 fn the_longest_time_out_is_no_time_out() {
     let exec = Exec { timeout_ms: Some(u64::MAX), ..argv(&["true"]) };
     assert_eq!(Sandbox::started().exec(exec).unwrap().exited, Some(Exited::Code(0)));

@@ -43,8 +43,14 @@ impl Sandbox {
         fs::create_dir(&cgroups).unwrap();
         let volumes = disk.join("volumes");
         let cgroups_of_site = cgroups.clone();
-        let site =
-            Site { root, hidden: Vec::new(), volumes, cgroups: cgroups_of_site, device: None };
+        let site = Site {
+            root,
+            hidden: Vec::new(),
+            volumes,
+            cgroups: cgroups_of_site,
+            device: None,
+            disk: None,
+        };
         let guest = Arc::new(Guest::new(site, None, 1).unwrap());
         let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
         let server = std::thread::spawn(move || serve(&listener, &guest));
