@@ -55,8 +55,7 @@ pub enum Call {
     /// random numbers and names are to be its own from here on. Answered by [`Output::Done`].
     Renew { host_name: String, seed: [u8; 32] },
     /// Before [`Call::Start`], and again after every restore: the guest's link to the outside.
-    /// Answered by [`Output::Done`]. After a restore connections to the outside that were open are
-    /// ended: nobody is left there who knows them.
+    /// Answered by [`Output::Done`].
     Network(Network),
     /// The machine is about to be stopped and copied. Answered by [`Output::Done`] when what was to
     /// be done first is done. A guest of an older release answers [`Output::Failed`].

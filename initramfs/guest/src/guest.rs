@@ -15,7 +15,6 @@ use crate::{
     children::Children,
     entrypoint::Entrypoint,
     failure::{failure, from_io, invalid},
-    flows,
     kept::Keeper,
     limits, network, power,
     quiesce::Frost,
@@ -165,10 +164,6 @@ impl Guest {
         let phase = self.phase();
         if let Some(device) = self.site.device {
             network::set_up(device, &network)?;
-            if matches!(phase, Phase::Running(_)) {
-                flows::end_all()
-                    .map_err(|error| from_io("cannot end the connections from before", &error))?;
-            }
         }
         let ca_pem = network.ca_pem.clone();
         let before = {

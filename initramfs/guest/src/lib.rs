@@ -14,7 +14,6 @@ mod exchange;
 mod exec;
 mod failure;
 mod files;
-mod flows;
 pub mod guest;
 mod info;
 mod kept;
