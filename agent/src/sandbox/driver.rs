@@ -28,7 +28,7 @@ use super::{
     limits::Traffic,
     now_ms, policy,
     report::{ResumePhases, ResumeReport},
-    snapshots::Snapshots,
+    snapshots::{Memory, Snapshots},
     status::{Live, Refusals, Status, stats},
     suspend::{Kept, Suspend},
     templates::{Kind, Plan, Templates},
@@ -281,7 +281,7 @@ impl Driver {
                     Some(saved) => {
                         let taken = node.snapshots.take_up(&record.group, &saved.snapshot);
                         let taken = taken.map_err(LaunchError::Snapshot)?;
-                        let stood = taken.memory.is_some();
+                        let stood = !matches!(taken.memory, Memory::Nothing);
                         let origin = if stood { Origin::Saved } else { Origin::Kernel(None) };
                         (origin, Some(taken))
                     }

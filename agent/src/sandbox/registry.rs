@@ -146,6 +146,7 @@ impl Draft {
             // What is another's says itself what it is.
             mode: SuspendMode::default(),
         });
+        let gives_policy = spec.egress_json.is_some();
         let record = SandboxRecord {
             id: SandboxId::from_random(random_id().map_err(CreateError::Random)?),
             group,
@@ -158,6 +159,7 @@ impl Draft {
             uid: None,
             saved,
             from_snapshot: from_snapshot.flatten(),
+            egress_generation: u64::from(gives_policy),
         };
         Ok((record, image))
     }
