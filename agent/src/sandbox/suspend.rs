@@ -204,8 +204,6 @@ impl Driver {
     ) -> Result<Still, SuspendError> {
         let snapshot = SnapshotId::from_random(random_id().map_err(SuspendError::Random)?);
         let refused = |reason| SuspendError::Refused { reason };
-        // What is missing of its memory is in no copy of it.
-        machine.filled().await.map_err(refused)?;
         let (node, disk) = (Arc::clone(&self.node), self.node.disks.path(&self.record.id));
         if mode == SuspendMode::Disk {
             live.control.demand(ToVmm::Pause).await?.map_err(refused)?;
@@ -213,6 +211,8 @@ impl Driver {
             let copied = off_thread(move || node.snapshots.copy_disk(snapshot, &disk)).await?;
             return Ok(Still { copied, state: Vec::new() });
         }
+        // What is missing of its memory is in no copy of it.
+        machine.filled().await.map_err(refused)?;
         let state = stand_still(live).await?;
         let (pid, record) = (machine.vmm_pid(), self.record.clone());
         off_thread(move || {
