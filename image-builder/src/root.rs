@@ -111,6 +111,9 @@ pub(crate) struct Programs {
     /// The image converter
     #[arg(long)]
     pub(crate) convert: PathBuf,
+    /// The way out of sandboxes
+    #[arg(long)]
+    pub(crate) egress: PathBuf,
 }
 
 /// Debian's part of the root.
@@ -177,6 +180,7 @@ impl Staging<'_> {
             (&programs.vmm, "usr/lib/holdfast/holdfast-vmm"),
             (&programs.shim, "usr/lib/holdfast/holdfast-shim"),
             (&programs.convert, "usr/lib/holdfast/holdfast-convert"),
+            (&programs.egress, "usr/lib/holdfast/holdfast-egress"),
         ] {
             install(from, &tree.join(to), "0755")?;
         }
@@ -222,8 +226,8 @@ fn lay_over(tree: &Path, files: &Path) -> Result<()> {
 /// Which build this is: the digest of our programs, Debian's release and the kernel's.
 fn build_id(programs: &Programs, debian: &str, kernel: &str) -> Result<String> {
     let mut sha = Sha256::new();
-    let Programs { holdfastd, holdfast, vmm, shim, convert } = programs;
-    for program in [holdfastd, holdfast, vmm, shim, convert] {
+    let Programs { holdfastd, holdfast, vmm, shim, convert, egress } = programs;
+    for program in [holdfastd, holdfast, vmm, shim, convert, egress] {
         sha.update(fs_err::read(program)?);
     }
     sha.update(debian);
