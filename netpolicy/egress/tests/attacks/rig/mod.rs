@@ -217,10 +217,18 @@ impl Rig {
     }
 
     pub(crate) fn with(policy: &str, change: impl FnOnce(&mut Configure)) -> Self {
+        Self::on_threads(1, policy, change)
+    }
+
+    pub(crate) fn on_threads(
+        threads: usize,
+        policy: &str,
+        change: impl FnOnce(&mut Configure),
+    ) -> Self {
         let outside = Arc::new(Outside::new(Namespace::new("outside")));
         let ca = Authority::new("group");
         let (agent, ours, listener) = Agent::new();
-        let program = outside.namespace().run(|| start(&ours, &listener));
+        let program = outside.namespace().run(|| start(&ours, &listener, threads));
         let mut configure = Configure {
             ca_cert_pem: ca.pem(),
             ca_key_pem: ca.key_pem(),
@@ -336,7 +344,7 @@ pub(crate) fn through(kind: ProxyKind) -> Option<UpstreamProxy> {
 }
 
 /// Starts the program as the agent does: with its two sockets on 3 and 4, as nobody, confined.
-fn start(agent: &OwnedFd, listener: &OwnedFd) -> std::process::Child {
+fn start(agent: &OwnedFd, listener: &OwnedFd, threads: usize) -> std::process::Child {
     use std::os::fd::AsRawFd;
     let (agent, listener) = (agent.as_raw_fd(), listener.as_raw_fd());
     let built = option_env!("CARGO_BIN_EXE_holdfast-egress").map(str::to_owned);
@@ -345,7 +353,7 @@ fn start(agent: &OwnedFd, listener: &OwnedFd) -> std::process::Child {
     // Above the numbers in use first: one of the two may be 3 or 4.
     let script = format!(
         "exec 100<&{agent} 101<&{listener} 3<&100 4<&101 100<&- 101<&-
-         exec {program} --uid 65534 --gid 65534"
+         exec {program} --uid 65534 --gid 65534 --threads {threads}"
     );
     Command::new("bash")
         .args(["-c", &script])
