@@ -27,6 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("holdfast-store", &["holdfast-model", "holdfast-netpolicy"]),
     ("holdfast-vmm", &["holdfast-wire"]),
     ("holdfast-guest", &["holdfast-wire"]),
+    ("holdfast-egress", &["holdfast-wire", "holdfast-netpolicy"]),
     ("holdfast-convert", &["holdfast-model", "holdfast-wire", "holdfast-oci", "holdfast-rootfs"]),
     ("holdfast", &["holdfast-api"]),
     ("holdfast-harness", &["holdfast-api"]),

@@ -110,8 +110,8 @@ pub struct Limits {
     /// Bytes of all its relays' buffers.
     pub buffer_bytes: u32,
     pub dns_per_second: u32,
-    /// Different names under one wildcard that are asked upstream in ten minutes: a name under a
-    /// wildcard carries data to whoever serves the zone.
+    /// Different names looked up in ten minutes: a name under a wildcard carries data to whoever
+    /// serves the zone.
     pub dns_names: u32,
     /// Certificates made in a minute.
     pub mints_per_minute: u32,

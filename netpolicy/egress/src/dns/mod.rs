@@ -32,11 +32,12 @@ const NOTHING_SECONDS: u32 = 30;
 /// How long after it was told an address still counts as the name's: programs keep what they were
 /// told for longer than they should.
 const PIN_SECONDS: u64 = 3600;
-/// Answers kept of one sandbox, and names whose addresses are.
+/// Answers kept of one sandbox, bytes of them, and names whose addresses are kept.
 const CACHE_MAX: usize = 2048;
+const CACHE_BYTES_MAX: usize = 4 << 20;
 const PINS_MAX: usize = 4096;
 /// Addresses kept of one name.
-const ADDRESSES_MAX: usize = 64;
+const ADDRESSES_MAX: usize = 32;
 /// Steps from alias to alias.
 const ALIASES_MAX: usize = 8;
 /// Window in which different names are counted.
@@ -89,12 +90,17 @@ impl ResolveError {
 #[derive(Default)]
 pub(crate) struct Names(Mutex<Known>);
 
+type Key = (HostName, u16);
+
 #[derive(Default)]
 struct Known {
-    answers: HashMap<(HostName, u16), (Result<Answer, Denied>, Instant)>,
+    answers: HashMap<Key, (Result<Answer, Denied>, Instant)>,
+    answers_bytes: usize,
     pins: HashMap<HostName, Vec<(IpAddr, Instant)>>,
     queries: Bucket,
     asked: Distinct,
+    /// Questions on their way: whoever asks the same waits for the answer.
+    pending: HashMap<Key, Arc<tokio::sync::Mutex<()>>>,
 }
 
 impl Names {
@@ -107,11 +113,37 @@ impl Names {
         self.known().queries.take(per_second, SECOND, now)
     }
 
+    /// What is known already. It is pinned as what is found.
+    fn kept(&self, key: &Key, now: Instant) -> Option<Result<Answer, ResolveError>> {
+        let mut known = self.known();
+        let (answer, until) = known.answers.get(key)?;
+        if *until <= now {
+            return None;
+        }
+        let answer = answer.clone().map_err(ResolveError::Denied);
+        if let Ok(answer) = &answer {
+            known.pin(&key.0, answer.addresses(), now);
+        }
+        Some(answer)
+    }
+
     /// Whether this sandbox was told that `address` is one of `name`'s.
     pub(crate) fn is_pinned(&self, name: &HostName, address: IpAddr, now: Instant) -> bool {
         let known = self.known();
         let pins = known.pins.get(name).into_iter().flatten();
         pins.into_iter().any(|(pinned, until)| *pinned == address && *until > now)
+    }
+}
+
+/// A question on its way: gone from the list when it is over, however it ends.
+struct Asking<'a> {
+    names: &'a Names,
+    key: &'a Key,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.names.known().pending.remove(self.key);
     }
 }
 
@@ -133,20 +165,46 @@ impl Known {
         }
     }
 
-    fn keep(
-        &mut self,
-        key: (HostName, u16),
-        answer: Result<Answer, Denied>,
-        seconds: u32,
-        now: Instant,
-    ) {
-        if self.answers.len() >= CACHE_MAX {
+    fn keep(&mut self, key: Key, answer: Result<Answer, Denied>, seconds: u32, now: Instant) {
+        let bytes = bytes_of(&answer);
+        let full = |known: &Self| {
+            known.answers.len() >= CACHE_MAX || known.answers_bytes + bytes > CACHE_BYTES_MAX
+        };
+        if full(self) {
             self.answers.retain(|_, (_, until)| *until > now);
-            evict(&mut self.answers, CACHE_MAX);
+            self.answers_bytes = self.answers.values().map(|(answer, _)| bytes_of(answer)).sum();
+        }
+        // Then any: the order of a map is not the guest's to choose.
+        while full(self)
+            && let Some(key) = self.answers.keys().next().cloned()
+        {
+            self.forget(&key);
         }
         let until = now + Duration::from_secs(u64::from(seconds));
+        self.forget(&key);
+        self.answers_bytes += bytes;
         self.answers.insert(key, (answer, until));
     }
+
+    fn forget(&mut self, key: &Key) {
+        if let Some((answer, _)) = self.answers.remove(key) {
+            self.answers_bytes = self.answers_bytes.saturating_sub(bytes_of(&answer));
+        }
+    }
+}
+
+/// What an answer takes, about.
+fn bytes_of(answer: &Result<Answer, Denied>) -> usize {
+    const RECORD_BYTES: usize = 160;
+    let data = |record: &Record| match &record.data {
+        Data::Address(_) => 0,
+        Data::Cname(name) => name.len(),
+        Data::Service(service) => service.bytes(),
+        Data::Other(other) => other.bytes(),
+    };
+    let records = answer.iter().flat_map(|answer| answer.records.iter());
+    let of = |record: &Record| RECORD_BYTES + record.name.len() + data(record);
+    RECORD_BYTES + records.map(of).sum::<usize>()
 }
 
 /// Makes room by dropping any one: the order of a map is not the guest's to choose.
@@ -165,20 +223,22 @@ pub(crate) async fn look_up(
     name: &HostName,
     kind: u16,
 ) -> Result<Answer, ResolveError> {
+    let key = (name.clone(), kind);
+    if let Some(answer) = sandbox.names.kept(&key, Instant::now()) {
+        return answer;
+    }
+    let pending = sandbox.names.known().pending.entry(key.clone()).or_default().clone();
+    let _turn = pending.lock().await;
+    let asking = Asking { names: &sandbox.names, key: &key };
+    // Somebody else may have asked meanwhile.
     let now = Instant::now();
-    {
-        let mut known = sandbox.names.known();
-        if let Some((answer, until)) = known.answers.get(&(name.clone(), kind))
-            && *until > now
-        {
-            let answer = answer.clone().map_err(ResolveError::Denied)?;
-            known.pin(name, answer.addresses(), now);
-            return Ok(answer);
-        }
-        if !known.asked.admit(name.as_str(), setup.limits.dns_names, NAMES_WINDOW, now) {
-            sandbox.counters.limited.fetch_add(1, Relaxed);
-            return Err(ResolveError::TooManyNames);
-        }
+    if let Some(answer) = sandbox.names.kept(&key, now) {
+        return answer;
+    }
+    let names_max = setup.limits.dns_names;
+    if !sandbox.names.known().asked.admit(name.as_str(), names_max, NAMES_WINDOW, now) {
+        sandbox.counters.limited.fetch_add(1, Relaxed);
+        return Err(ResolveError::TooManyNames);
     }
     let (code, records) = follow(sandbox, &setup.resolvers, name, kind).await?;
     // The time that counts begins when the answer is here.
@@ -188,7 +248,9 @@ pub(crate) async fn look_up(
     if let Ok(answer) = &answer {
         known.pin(name, answer.addresses(), now);
     }
-    known.keep((name.clone(), kind), answer.clone(), ttl, now);
+    known.keep(key.clone(), answer.clone(), ttl, now);
+    drop(known);
+    drop(asking);
     answer.map_err(ResolveError::Denied)
 }
 
