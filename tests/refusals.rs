@@ -176,7 +176,7 @@ fn requests_that_make_no_sense_are_refused_by_name() -> Result<()> {
     let api = node.api()?;
     let sandboxes = format!("{GROUP}/sandboxes");
     let large = vec![b' '; 2 * 1024 * 1024];
-    let cases: [(&str, &str, &[u8], u16, &str); 8] = [
+    let cases: [(&str, &str, &[u8], u16, &str); 9] = [
         ("PUT", &sandboxes, b"{", 400, "MalformedJson"),
         ("PUT", &sandboxes, b"{\"color\":1}", 400, "InvalidRequest"),
         ("PUT", &sandboxes, &large, 413, "BodyTooLarge"),
@@ -187,9 +187,16 @@ fn requests_that_make_no_sense_are_refused_by_name() -> Result<()> {
         (
             "PUT",
             &sandboxes,
-            br#"{"sourcesRef":{"diskImage":{"name":"debian","isPublic":true}},"egressPolicy":{"defaultAction":"Allow"}}"#,
+            br#"{"sourcesRef":{"diskImage":{"name":"debian","isPublic":true}},"ports":[{"port":80}]}"#,
             400,
             "UnsupportedField",
+        ),
+        (
+            "PUT",
+            &sandboxes,
+            br#"{"sourcesRef":{"diskImage":{"name":"debian","isPublic":true}},"egressPolicy":{"defaultAction":"allow"}}"#,
+            400,
+            "InvalidRequest",
         ),
     ];
     for (method, path, body, status, code) in cases {

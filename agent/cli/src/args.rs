@@ -90,6 +90,10 @@ pub(crate) struct Run {
     /// Kept as the label `name`.
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// File with the egress policy, JSON as `egress show` prints it. Without one nothing leaves the
+    /// sandbox.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) egress_policy: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) registry: Registry,
     /// Name of a public image, id of a disk image, or an image reference that is pulled.
@@ -198,6 +202,10 @@ pub(crate) struct Create {
     /// Environment variable of everything in the sandbox, `NAME=value`. Repeatable.
     #[arg(short, long = "env", value_name = "K=V")]
     pub(crate) env: Vec<String>,
+    /// File with the egress policy, JSON as `egress show` prints it. Without one nothing leaves the
+    /// sandbox; of a clone, it has its snapshot's.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) egress_policy: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) registry: Registry,
     /// Make it from this snapshot: it goes on where that stood, with the snapshot's size.

@@ -53,12 +53,18 @@ pub(crate) async fn set(client: &Client, set: &SetEgress) -> Result<(), CliError
         rules.insert(0, json!({"pattern": pattern, "action": action}));
     }
     policy["hostRules"] = Value::Array(rules);
-    send(client, &set.id, policy.to_string().as_bytes()).await
+    send(client, &set.id, &parsed(policy.to_string().as_bytes())?).await
 }
 
 /// Sends a policy from a file, which replaces the one in force.
 pub(crate) async fn apply(client: &Client, id: &str, file: &Path) -> Result<(), CliError> {
     sandbox::one(client, id)?;
+    send(client, id, &read(file)?).await
+}
+
+/// The policy in a file, `-` being stdin. What is wrong with it is said before anything is sent, in
+/// the node's own words.
+pub(crate) fn read(file: &Path) -> Result<Policy, CliError> {
     let bytes = if file == Path::new("-") {
         let mut bytes = Vec::new();
         std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut bytes)?;
@@ -66,14 +72,16 @@ pub(crate) async fn apply(client: &Client, id: &str, file: &Path) -> Result<(), 
     } else {
         fs_err::read(file)?
     };
-    send(client, id, &bytes).await
+    parsed(&bytes)
 }
 
-async fn send(client: &Client, id: &str, policy: &[u8]) -> Result<(), CliError> {
-    // What is wrong with it is said here, before anything is sent, in the node's own words.
-    let policy = Policy::parse(policy)
-        .map_err(|error| CliError::Wrong(format!("{error}\n  hint: {}", error.remedy())))?;
-    let ruling: Policy = client.post_body(&path::egress_policy(&client.group, id), &policy).await?;
+fn parsed(bytes: &[u8]) -> Result<Policy, CliError> {
+    Policy::parse(bytes)
+        .map_err(|error| CliError::Wrong(format!("{error}\n  hint: {}", error.remedy())))
+}
+
+async fn send(client: &Client, id: &str, policy: &Policy) -> Result<(), CliError> {
+    let ruling: Policy = client.post_body(&path::egress_policy(&client.group, id), policy).await?;
     output::json(&ruling)
 }
 

@@ -9,11 +9,12 @@ use holdfast_api::{
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::{args::Run, client::Client, error::CliError, exec, image, sandbox};
+use crate::{args::Run, client::Client, egress, error::CliError, exec, image, sandbox};
 
 pub(crate) async fn run(client: &Client, run: Run) -> Result<ExitCode, CliError> {
     let command = Command::Entrypoint(run.command.clone());
     let start = exec::start(&run.process, command, run.interactive)?;
+    let egress_policy = run.egress_policy.as_deref().map(egress::read).transpose()?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
     let image = tokio::select! {
@@ -27,6 +28,7 @@ pub(crate) async fn run(client: &Client, run: Run) -> Result<ExitCode, CliError>
         // The command is run by exec, with our streams; nothing else is started.
         entrypoint: Some(Vec::new()),
         cmd: Some(Vec::new()),
+        egress_policy,
         ..CreateSandbox::default()
     };
     // Not cut short by an interrupt: until it is answered nobody knows what there is to delete.

@@ -12,6 +12,7 @@ use holdfast_api::{
 use crate::{
     args::{Create, Exec, Output, Size},
     client::Client,
+    egress,
     error::CliError,
     exec, image, output, snapshot,
 };
@@ -48,10 +49,12 @@ pub(crate) async fn create(
     output: Output,
 ) -> Result<(), CliError> {
     let labels = labels(&create.label, create.name.as_ref())?;
+    let egress_policy = create.egress_policy.as_deref().map(egress::read).transpose()?;
     if let Some(id) = &create.from_snapshot {
         let snapshot = Some(SnapshotRef { id: snapshot::parsed(id)?.to_string() });
         let sources_ref = Some(SourcesRef { disk_image: None, snapshot });
-        let request = CreateSandbox { sources_ref, labels, ..CreateSandbox::default() };
+        let request =
+            CreateSandbox { sources_ref, labels, egress_policy, ..CreateSandbox::default() };
         return made(client, &request, output).await;
     }
     let image = create.image.as_deref().unwrap_or_default();
@@ -71,6 +74,7 @@ pub(crate) async fn create(
         labels,
         environment: (!environment.is_empty()).then_some(environment),
         cmd: (!create.command.is_empty()).then_some(create.command),
+        egress_policy,
         ..CreateSandbox::default()
     };
     made(client, &request, output).await
