@@ -114,6 +114,9 @@ pub(crate) struct Programs {
     /// What fills the memory of cold resumes
     #[arg(long)]
     pub(crate) pager: PathBuf,
+    /// The way out of sandboxes
+    #[arg(long)]
+    pub(crate) egress: PathBuf,
 }
 
 /// Debian's part of the root.
@@ -181,6 +184,7 @@ impl Staging<'_> {
             (&programs.shim, "usr/lib/holdfast/holdfast-shim"),
             (&programs.convert, "usr/lib/holdfast/holdfast-convert"),
             (&programs.pager, "usr/lib/holdfast/holdfast-pager"),
+            (&programs.egress, "usr/lib/holdfast/holdfast-egress"),
         ] {
             install(from, &tree.join(to), "0755")?;
         }
@@ -226,8 +230,8 @@ fn lay_over(tree: &Path, files: &Path) -> Result<()> {
 /// Which build this is: the digest of our programs, Debian's release and the kernel's.
 fn build_id(programs: &Programs, debian: &str, kernel: &str) -> Result<String> {
     let mut sha = Sha256::new();
-    let Programs { holdfastd, holdfast, vmm, shim, convert, pager } = programs;
-    for program in [holdfastd, holdfast, vmm, shim, convert, pager] {
+    let Programs { holdfastd, holdfast, vmm, shim, convert, pager, egress } = programs;
+    for program in [holdfastd, holdfast, vmm, shim, convert, pager, egress] {
         sha.update(fs_err::read(program)?);
     }
     sha.update(debian);

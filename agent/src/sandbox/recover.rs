@@ -239,6 +239,7 @@ mod tests {
                 entrypoint: None,
                 cmd: None,
                 lifecycle_json: None,
+                egress_json: None,
             },
             state,
             failure: None,
@@ -254,6 +255,7 @@ mod tests {
                 mode: SuspendMode::Memory,
             }),
             from_snapshot: None,
+            egress_generation: 0,
         }
     }
 

@@ -3,13 +3,15 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use holdfast_model::{GroupKey, Secret};
+use holdfast_model::{GroupKey, Secret, State};
 use holdfast_netpolicy::{Policy, SecretRef, ValueRef};
 use holdfast_store::SecretRecord;
 use holdfast_wire::egress::{Credential, Reference};
 
+use log::warn;
+
 use super::{Registry, SecretError, driver::Node, now_ms};
-use crate::blocking::off_thread;
+use crate::{blocking::off_thread, error_chain::error_chain};
 
 fn purpose(group: &GroupKey, id: &str) -> String {
     format!("secret {group}/{id}")
@@ -25,15 +27,43 @@ impl Registry {
         max: usize,
     ) -> Result<Option<SecretRecord>, SecretError> {
         let node = Arc::clone(&self.node);
-        off_thread(move || {
+        let put = off_thread(move || {
             let text = serde_json::to_vec(&values).map_err(SecretError::Values)?;
             let sealed = node.snapshots.node_key().seal(&purpose(&group, &id), &text)?;
             let (keys, now) = (values.into_keys().collect(), now_ms());
             let record =
                 SecretRecord { group, id, keys, sealed, created_at_ms: now, updated_at_ms: now };
-            Ok(node.store.put_secret(record, max)?)
-        })
-        .await
+            Ok::<_, SecretError>(node.store.put_secret(record, max)?)
+        });
+        let put = put.await?;
+        if let Some(record) = &put {
+            self.bring_secret(&record.group, &record.id).await?;
+        }
+        Ok(put)
+    }
+
+    /// Has every sandbox whose policy refers to the secret use the values it has now: with their
+    /// next request.
+    async fn bring_secret(&self, group: &GroupKey, id: &str) -> Result<(), SecretError> {
+        let refers = |policy: &Policy| {
+            policy.value_refs().any(|reference| {
+                matches!(reference, ValueRef::SecretRef(secret) if secret.secret_id == id)
+            })
+        };
+        for record in self.node.store.sandboxes(group)? {
+            let Some(json) = record.spec.egress_json.filter(|_| record.state == State::Running)
+            else {
+                continue;
+            };
+            if !Policy::parse(json.as_bytes()).is_ok_and(|policy| refers(&policy)) {
+                continue;
+            }
+            if let Err(error) = self.change_egress(&record.id, json).await {
+                let error = error_chain(&error);
+                warn!(id:% = record.id, error:%; "a sandbox has the former values of a secret");
+            }
+        }
+        Ok(())
     }
 
     /// The values of a secret, as they are now. `None`: the group has no such secret.

@@ -20,7 +20,7 @@ use crate::{
     dns::server::serve_tcp,
     http,
     proxy::Line,
-    relay::{left_of, relay},
+    relay::{left_of, relay, with_scratch},
     sandbox::{
         Because, Handshake, Sandbox, Subject,
         flow::{Claim, Flow},
@@ -112,8 +112,9 @@ enum Ruling {
 impl Guest {
     async fn serve(&self, socket: Socket) -> io::Result<()> {
         let sandbox = &self.flow.sandbox;
+        // What is large and seldom is on the heap: every idle tunnel keeps the rest of this.
         if self.original.port() == DNS_PORT {
-            return serve_tcp(sandbox, socket).await;
+            return Box::pin(serve_tcp(sandbox, socket)).await;
         }
         let Some(handshake) = Handshake::begin(sandbox, self.setup.limits.handshakes) else {
             return Ok(());
@@ -123,7 +124,7 @@ impl Guest {
         if !web && raw.by_rule {
             // A rule speaks of the address: nothing in the connection matters.
             drop(handshake);
-            return self.tunnel_raw(socket, &[], raw).await;
+            return self.tunnel_raw(socket, Vec::new(), raw).await;
         }
         let patience = if !web && raw.outcome == Ruling::Allow {
             SERVER_FIRST_WAIT
@@ -140,16 +141,16 @@ impl Guest {
             }
             First::Http => {
                 drop(handshake);
-                http::serve_plain(self, socket, bytes).await
+                Box::pin(http::serve_plain(self, socket, bytes)).await
             }
             First::Other => {
                 drop(handshake);
-                self.tunnel_raw(socket, &bytes, raw).await
+                self.tunnel_raw(socket, bytes, raw).await
             }
             // Neither TLS nor a request: some other protocol, in which perhaps the server speaks first.
             First::Nothing if !web && bytes.first() != Some(&TLS_HANDSHAKE) => {
                 drop(handshake);
-                self.tunnel_raw(socket, &bytes, raw).await
+                self.tunnel_raw(socket, bytes, raw).await
             }
             First::Nothing => {
                 let because = Because::own(raw.because.generation, "no_first_message");
@@ -167,7 +168,6 @@ impl Guest {
         patience: Duration,
     ) -> io::Result<First> {
         let start = Instant::now();
-        let mut room = [0; 4096];
         loop {
             let begun = bytes.first() == Some(&TLS_HANDSHAKE);
             let max = if begun { FIRST_MESSAGE_TIME_MAX } else { patience };
@@ -176,10 +176,15 @@ impl Guest {
                 return Ok(First::Nothing);
             };
             ready?;
-            let space = room.len().min(HELLO_BYTES_MAX + 1 - bytes.len());
-            match socket.stream.try_read(&mut room[..space]) {
+            let space = HELLO_BYTES_MAX + 1 - bytes.len();
+            let read = with_scratch(|scratch| -> io::Result<usize> {
+                let count = socket.stream.try_read(&mut scratch[..space])?;
+                bytes.extend_from_slice(&scratch[..count]);
+                Ok(count)
+            });
+            match read {
                 Ok(0) => return Ok(First::Nothing),
-                Ok(count) => bytes.extend_from_slice(&room[..count]),
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Err(error),
             }
@@ -197,7 +202,7 @@ impl Guest {
     }
 
     /// Judges anew, so that the flow stands or falls with the policy from here on, and relays.
-    async fn tunnel_raw(&self, guest: Socket, first: &[u8], before: Ruled) -> io::Result<()> {
+    async fn tunnel_raw(&self, guest: Socket, first: Vec<u8>, before: Ruled) -> io::Result<()> {
         let (address, port) = (self.original.ip(), self.original.port());
         let claim = || Claim::Raw { address, port };
         let ruled = self.claim(claim).unwrap_or(before);
@@ -232,7 +237,7 @@ impl Guest {
             let raw = self.judge_raw();
             if raw.outcome == Ruling::Allow {
                 drop(handshake);
-                return self.tunnel_raw(socket, &bytes, raw).await;
+                return self.tunnel_raw(socket, bytes, raw).await;
             }
             self.deny(Kind::Tls, &raw.because.but("no_name"), self.original.ip().to_string());
             return alert(socket, hello::ALERT_UNRECOGNIZED_NAME).await;
@@ -254,10 +259,11 @@ impl Guest {
                 drop(handshake);
                 let about = self.about(name.to_string(), "https");
                 let to = Destination::Name(&name);
-                self.tunnel(socket, &bytes, to, &ruled, (Kind::Tls, about), Some(&name)).await
+                self.tunnel(socket, bytes, to, &ruled, (Kind::Tls, about), Some(&name)).await
             }
             Ruling::Open => {
-                http::serve_tls(self, socket, bytes, name, &ruled.because, handshake).await
+                let because = &ruled.because;
+                Box::pin(http::serve_tls(self, socket, bytes, name, because, handshake)).await
             }
         }
     }
@@ -266,7 +272,7 @@ impl Guest {
     async fn tunnel(
         &self,
         guest: Socket,
-        first: &[u8],
+        first: Vec<u8>,
         to: Destination<'_>,
         ruled: &Ruled,
         (kind, mut about): (Kind, Subject),
@@ -274,7 +280,7 @@ impl Guest {
     ) -> io::Result<()> {
         let port = self.original.port();
         let sandbox = &self.flow.sandbox;
-        let dialled = dial(&self.flow, &self.setup, to, port, self.original.ip()).await;
+        let dialled = Box::pin(dial(&self.flow, &self.setup, to, port, self.original.ip())).await;
         let (server, address) = match dialled {
             Ok(dialled) => dialled,
             Err(error) => {
@@ -311,7 +317,9 @@ impl Guest {
                 crate::relay::send_first(&mut server, first, &self.flow.sent).await?;
                 relay(guest, server, limits.buffer_bytes, idle).await
             }
-            Line::Wrapped(server) => crate::relay::relay_wrapped(guest, server, first, idle).await,
+            Line::Wrapped(server) => {
+                Box::pin(crate::relay::relay_wrapped(guest, server, first, idle)).await
+            }
         }
     }
 

@@ -118,14 +118,15 @@ impl Group {
     /// Puts a policy in force. The caller has one of these at a time for a sandbox.
     pub(crate) async fn put(
         self: &Arc<Self>,
-        put: Put,
+        mut put: Put,
         sockets: Option<Sockets>,
     ) -> Result<(), Refused> {
+        let given = guarded(std::mem::take(&mut put.secrets));
         if !self.is_configured() {
             return Err(Refused::NotConfigured);
         }
         let policy = Policy::parse(&put.policy)?;
-        let secrets = values(&policy, put.secrets)?;
+        let secrets = values(&policy, given)?;
         let rules = Rules { policy, generation: put.generation, secrets };
         match (self.sandbox(&put.sandbox), sockets) {
             (Some(_), Some(_)) => Err(Refused::Sockets(put.sandbox)),
@@ -172,15 +173,16 @@ impl Group {
     }
 }
 
+type Secrets = BTreeMap<Reference, Zeroizing<String>>;
+
+/// Values that leave nothing in memory, whatever becomes of the request.
+fn guarded(credentials: Vec<Credential>) -> Secrets {
+    let guard = |credential: Credential| (credential.reference, Zeroizing::new(credential.value));
+    credentials.into_iter().map(guard).collect()
+}
+
 /// The values a policy refers to, out of those that came with it; others are let go of.
-fn values(
-    policy: &Policy,
-    credentials: Vec<Credential>,
-) -> Result<BTreeMap<Reference, Zeroizing<String>>, Refused> {
-    let mut given: BTreeMap<_, _> = credentials
-        .into_iter()
-        .map(|credential| (credential.reference, Zeroizing::new(credential.value)))
-        .collect();
+fn values(policy: &Policy, mut given: Secrets) -> Result<Secrets, Refused> {
     let mut values = BTreeMap::new();
     for reference in policy.value_refs().map(reference) {
         if let Entry::Vacant(place) = values.entry(reference) {

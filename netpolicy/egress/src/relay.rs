@@ -38,6 +38,11 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; COPY_BYTES]);
 }
 
+/// Lends the thread's buffer, of [`COPY_BYTES`].
+pub(crate) fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    SCRATCH.with_borrow_mut(|scratch| work(scratch))
+}
+
 /// One end of a direction, and what is asked of both.
 struct Way<'a> {
     from: &'a Socket,
@@ -127,7 +132,7 @@ impl Way<'_> {
         let counter = &self.from.flow.sandbox.counters.buffer_bytes;
         let free = self.buffer_bytes_max.saturating_sub(counter.load(Relaxed));
         let room = usize::try_from(free).unwrap_or(COPY_BYTES).clamp(COPY_BYTES_MIN, COPY_BYTES);
-        SCRATCH.with_borrow_mut(|scratch| {
+        with_scratch(|scratch| {
             let count = self.from.stream.try_read(&mut scratch[..room])?;
             if count == 0 {
                 return Ok(Step::End);
@@ -250,13 +255,14 @@ impl Drop for Held<'_> {
 pub(crate) async fn relay_wrapped(
     guest: Socket,
     server: Box<TlsStream<Socket>>,
-    first: &[u8],
+    first: Vec<u8>,
     idle: Duration,
 ) -> io::Result<()> {
     let flow = guest.flow.clone();
     let (mut guest, mut server) = (guest, server);
-    server.write_all(first).await?;
+    server.write_all(&first).await?;
     flow.sent.fetch_add(u64::try_from(first.len()).unwrap_or(0), Relaxed);
+    drop(first);
     tokio::select! {
         ended = tokio::io::copy_bidirectional(&mut guest, &mut server) => ended.map(drop),
         () = quiet(&flow, idle) => Err(io::ErrorKind::TimedOut.into()),
@@ -266,10 +272,10 @@ pub(crate) async fn relay_wrapped(
 /// Sends bytes that were read before the relay began.
 pub(crate) async fn send_first(
     server: &mut Socket,
-    bytes: &[u8],
+    bytes: Vec<u8>,
     flow_sent: &AtomicU64,
 ) -> io::Result<()> {
-    server.write_all(bytes).await?;
+    server.write_all(&bytes).await?;
     flow_sent.fetch_add(u64::try_from(bytes.len()).unwrap_or(0), Relaxed);
     Ok(())
 }

@@ -133,11 +133,21 @@ impl Service {
     pub(crate) const fn kind(&self) -> u16 {
         self.kind
     }
+
+    /// Bytes of its target and parameters.
+    pub(crate) fn bytes(&self) -> usize {
+        self.target.len() + self.parameters.iter().map(|(_, value)| value.len()).sum::<usize>()
+    }
 }
 
 impl Other {
     pub(crate) const fn kind(&self) -> u16 {
         self.kind
+    }
+
+    /// Bytes of its data.
+    pub(crate) fn bytes(&self) -> usize {
+        self.head.len() + self.names.iter().map(String::len).sum::<usize>() + self.tail.len()
     }
 }
 

@@ -32,11 +32,12 @@ const NOTHING_SECONDS: u32 = 30;
 /// How long after it was told an address still counts as the name's: programs keep what they were
 /// told for longer than they should.
 const PIN_SECONDS: u64 = 3600;
-/// Answers kept of one sandbox, and names whose addresses are.
+/// Answers kept of one sandbox, bytes of them, and names whose addresses are kept.
 const CACHE_MAX: usize = 2048;
+const CACHE_BYTES_MAX: usize = 4 << 20;
 const PINS_MAX: usize = 4096;
 /// Addresses kept of one name.
-const ADDRESSES_MAX: usize = 64;
+const ADDRESSES_MAX: usize = 32;
 /// Steps from alias to alias.
 const ALIASES_MAX: usize = 8;
 /// Window in which different names are counted.
@@ -94,6 +95,7 @@ type Key = (HostName, u16);
 #[derive(Default)]
 struct Known {
     answers: HashMap<Key, (Result<Answer, Denied>, Instant)>,
+    answers_bytes: usize,
     pins: HashMap<HostName, Vec<(IpAddr, Instant)>>,
     queries: Bucket,
     asked: Distinct,
@@ -164,13 +166,45 @@ impl Known {
     }
 
     fn keep(&mut self, key: Key, answer: Result<Answer, Denied>, seconds: u32, now: Instant) {
-        if self.answers.len() >= CACHE_MAX {
+        let bytes = bytes_of(&answer);
+        let full = |known: &Self| {
+            known.answers.len() >= CACHE_MAX || known.answers_bytes + bytes > CACHE_BYTES_MAX
+        };
+        if full(self) {
             self.answers.retain(|_, (_, until)| *until > now);
-            evict(&mut self.answers, CACHE_MAX);
+            self.answers_bytes = self.answers.values().map(|(answer, _)| bytes_of(answer)).sum();
+        }
+        // Then any: the order of a map is not the guest's to choose.
+        while full(self)
+            && let Some(key) = self.answers.keys().next().cloned()
+        {
+            self.forget(&key);
         }
         let until = now + Duration::from_secs(u64::from(seconds));
+        self.forget(&key);
+        self.answers_bytes += bytes;
         self.answers.insert(key, (answer, until));
     }
+
+    fn forget(&mut self, key: &Key) {
+        if let Some((answer, _)) = self.answers.remove(key) {
+            self.answers_bytes = self.answers_bytes.saturating_sub(bytes_of(&answer));
+        }
+    }
+}
+
+/// What an answer takes, about.
+fn bytes_of(answer: &Result<Answer, Denied>) -> usize {
+    const RECORD_BYTES: usize = 160;
+    let data = |record: &Record| match &record.data {
+        Data::Address(_) => 0,
+        Data::Cname(name) => name.len(),
+        Data::Service(service) => service.bytes(),
+        Data::Other(other) => other.bytes(),
+    };
+    let records = answer.iter().flat_map(|answer| answer.records.iter());
+    let of = |record: &Record| RECORD_BYTES + record.name.len() + data(record);
+    RECORD_BYTES + records.map(of).sum::<usize>()
 }
 
 /// Makes room by dropping any one: the order of a map is not the guest's to choose.

@@ -13,7 +13,7 @@ use holdfast_wire::egress::{Kind, Verdict};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, Interest, unix::AsyncFd},
     sync::Semaphore,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -36,6 +36,9 @@ const TCP_BYTES_MAX: usize = 65_535;
 const TCP_QUESTIONS_MAX: usize = 128;
 const TCP_IDLE_MAX: Duration = Duration::from_secs(10);
 
+/// A wait after a socket's error.
+const ERROR_PAUSE: Duration = Duration::from_millis(5);
+
 /// Serves the UDP socket until the task is aborted.
 pub(crate) async fn serve_udp(sandbox: Arc<Sandbox>, socket: AsyncFd<OwnedFd>) {
     let socket = Arc::new(socket);
@@ -46,8 +49,12 @@ pub(crate) async fn serve_udp(sandbox: Arc<Sandbox>, socket: AsyncFd<OwnedFd>) {
         let receive = |fd: &OwnedFd| sys::receive(fd.as_fd(), &mut buffer);
         let received = match socket.async_io(Interest::READABLE, receive).await {
             Ok(received) => received,
-            // An ICMP error for an answer of ours: nothing of the socket's own.
-            Err(_) => continue,
+            Err(error) => {
+                // Most often an ICMP error for an answer of ours; if it is not, it may come again.
+                log::debug!(sandbox:% = sandbox.id, error:%; "no question received");
+                sleep(ERROR_PAUSE).await;
+                continue;
+            }
         };
         while answers.try_join_next().is_some() {}
         let Ok(query) = Query::read(&buffer[..received.bytes]) else { continue };

@@ -225,3 +225,38 @@ fn f11_a_change_of_policy_ends_a_hundred_tunnels_in_milliseconds() {
         assert!(taken < Duration::from_millis(250), "{taken:?}");
     });
 }
+
+#[test]
+fn the_program_is_nobody_and_holds_sockets_only() {
+    for threads in [1, 3] {
+        let rig = Rig::on_threads(threads, REFERENCE, |_| {});
+        let roots = rig.ca.roots();
+        assert_eq!(rig.guest(https_get(ALLOWED, "allowed.test", "/", roots)).unwrap().0, 200);
+        let folder = format!("/proc/{}", rig.program_id());
+        for task in fs_err::read_dir(format!("{folder}/task")).unwrap() {
+            let status = fs_err::read_to_string(task.unwrap().path().join("status")).unwrap();
+            for line in [
+                "Uid:\t65534\t65534\t65534\t65534",
+                "Gid:\t65534\t65534\t65534\t65534",
+                "Groups:\t \n",
+                "CapPrm:\t0000000000000000",
+                "CapEff:\t0000000000000000",
+                "NoNewPrivs:\t1",
+                "Seccomp:\t2",
+            ] {
+                assert!(status.contains(line), "{line:?} is not in {status}");
+            }
+        }
+        let mut kinds = std::collections::BTreeSet::new();
+        for entry in fs_err::read_dir(format!("{folder}/fd")).unwrap() {
+            let entry = entry.unwrap();
+            let number: u32 = entry.file_name().to_str().unwrap().parse().unwrap();
+            let Ok(target) = fs_err::read_link(entry.path()) else { continue };
+            if number > 2 {
+                kinds.insert(target.to_str().unwrap().split(':').next().unwrap().to_owned());
+            }
+        }
+        let expected = ["anon_inode".to_owned(), "socket".to_owned()];
+        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), expected);
+    }
+}

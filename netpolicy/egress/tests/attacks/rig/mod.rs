@@ -49,7 +49,7 @@ pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
 const LISTENER_PORT: u16 = 15001;
 
 /// How long anything here may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The reference policy of the attack list.
 pub(crate) const REFERENCE: &str = r#"{
@@ -116,6 +116,18 @@ impl Namespace {
                 work()
             };
             scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}
+
+impl Namespace {
+    fn block_on<T: Send>(&self, work: impl Future<Output = T> + Send) -> T {
+        self.run(|| {
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            let runtime = builder.enable_all().build().unwrap();
+            runtime.block_on(async {
+                tokio::time::timeout(PATIENCE, work).await.expect("the guest waits for too long")
+            })
         })
     }
 }
@@ -205,10 +217,18 @@ impl Rig {
     }
 
     pub(crate) fn with(policy: &str, change: impl FnOnce(&mut Configure)) -> Self {
+        Self::on_threads(1, policy, change)
+    }
+
+    pub(crate) fn on_threads(
+        threads: usize,
+        policy: &str,
+        change: impl FnOnce(&mut Configure),
+    ) -> Self {
         let outside = Arc::new(Outside::new(Namespace::new("outside")));
         let ca = Authority::new("group");
         let (agent, ours, listener) = Agent::new();
-        let program = outside.namespace().run(|| start(&ours, &listener));
+        let program = outside.namespace().run(|| start(&ours, &listener, threads));
         let mut configure = Configure {
             ca_cert_pem: ca.pem(),
             ca_key_pem: ca.key_pem(),
@@ -269,13 +289,7 @@ impl Rig {
         number: usize,
         work: impl Future<Output = T> + Send,
     ) -> T {
-        self.boxes[number].guest.run(|| {
-            let mut builder = tokio::runtime::Builder::new_current_thread();
-            let runtime = builder.enable_all().build().unwrap();
-            runtime.block_on(async {
-                tokio::time::timeout(PATIENCE, work).await.expect("the guest waits for too long")
-            })
-        })
+        self.boxes[number].guest.block_on(work)
     }
 
     /// Waits for a decision that fits, among those told so far and to come.
@@ -303,6 +317,16 @@ impl Rig {
         }
     }
 
+    /// Runs something on a thread outside.
+    pub(crate) fn in_outside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.outside.namespace().run(work)
+    }
+
+    /// Runs something outside, as `guest` does inside.
+    pub(crate) fn outside_too<T: Send>(&self, work: impl Future<Output = T> + Send) -> T {
+        self.outside.namespace().block_on(work)
+    }
+
     pub(crate) fn program_id(&self) -> u32 {
         self._program.0.id()
     }
@@ -320,14 +344,16 @@ pub(crate) fn through(kind: ProxyKind) -> Option<UpstreamProxy> {
 }
 
 /// Starts the program as the agent does: with its two sockets on 3 and 4, as nobody, confined.
-fn start(agent: &OwnedFd, listener: &OwnedFd) -> std::process::Child {
+fn start(agent: &OwnedFd, listener: &OwnedFd, threads: usize) -> std::process::Child {
     use std::os::fd::AsRawFd;
     let (agent, listener) = (agent.as_raw_fd(), listener.as_raw_fd());
-    let program = env!("CARGO_BIN_EXE_holdfast-egress");
+    let built = option_env!("CARGO_BIN_EXE_holdfast-egress").map(str::to_owned);
+    let program = std::env::var("HOLDFAST_EGRESS").ok().or(built);
+    let program = program.expect("HOLDFAST_EGRESS is the path of the program");
     // Above the numbers in use first: one of the two may be 3 or 4.
     let script = format!(
         "exec 100<&{agent} 101<&{listener} 3<&100 4<&101 100<&- 101<&-
-         exec {program} --uid 65534 --gid 65534"
+         exec {program} --uid 65534 --gid 65534 --threads {threads}"
     );
     Command::new("bash")
         .args(["-c", &script])

@@ -59,6 +59,14 @@ impl Authority {
         roots
     }
 
+    /// A certificate for these names and its key, as PEM.
+    pub(crate) fn pair(&self, names: &[&str]) -> String {
+        let key = KeyPair::generate().unwrap();
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let leaf = CertificateParams::new(names).unwrap().signed_by(&key, &self.issuer).unwrap();
+        format!("{}{}{}", leaf.pem(), self.cert.pem(), key.serialize_pem())
+    }
+
     /// A server with a certificate for these names.
     pub(crate) fn server(&self, names: &[&str]) -> rustls::ServerConfig {
         let key = KeyPair::generate().unwrap();
@@ -468,6 +476,9 @@ async fn respond(
             .header("upgrade", "websocket")
             .body(Full::default());
         return Ok(response.unwrap());
+    }
+    if let Some(count) = target.strip_prefix("/zeros/").and_then(|it| it.parse::<usize>().ok()) {
+        return Ok(Response::new(Full::new(Bytes::from(vec![0; count << 20]))));
     }
     let body = request.into_body().collect().await.map(|it| it.to_bytes()).unwrap_or_default();
     let mut builder = Response::builder().header("alt-svc", "h3=\":443\"").header("x-own", "1");
