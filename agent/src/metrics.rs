@@ -657,7 +657,7 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let mut report = ResumeReport::default();
         report.phases.total_us = 2_500;
-        report.fetched = Fetched { warmth: Warmth::Cold, bytes: 4096, frames: 1, pages: 3 };
+        report.fetched = Fetched { warmth: Warmth::Cold, bytes: 4096, ..Fetched::default() };
         metrics.went_on(&report);
         let text = metrics.text().unwrap();
         for line in [

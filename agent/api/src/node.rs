@@ -191,11 +191,14 @@ pub struct ResumeReport {
     pub from: String,
     /// In their order; the last, `total`, is from the call until it ran.
     pub phases: Vec<Phase>,
-    /// Stored bytes read before it ran, the frames they were, and the pages of 4 KiB that are not
-    /// zero.
+    /// Stored bytes read before it ran or while it does, the frames they were, and the pages of
+    /// 4 KiB that were brought by now. 0 where nobody counted.
     pub bytes_read: u64,
     pub frames_read: u64,
     pub pages_read: u64,
+    /// Times it waited for a page. None until all are there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub faults: Option<u64>,
     /// How far its clock was set forward, in microseconds. None of one that booted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clock_skew_us: Option<i64>,

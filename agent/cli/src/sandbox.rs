@@ -227,6 +227,9 @@ fn told(report: &ResumeReport) -> Vec<String> {
         let (bytes, frames, pages) = (report.bytes_read, report.frames_read, report.pages_read);
         lines.push(format!("  read       {bytes} bytes, {frames} frames, {pages} pages"));
     }
+    if let Some(faults) = report.faults {
+        lines.push(format!("  faults     {faults}"));
+    }
     if let Some(us) = report.clock_skew_us {
         let sign = if us < 0 { "-" } else { "" };
         lines.push(format!("  clock      set forward by {sign}{}", ms(us.unsigned_abs())));
@@ -348,6 +351,7 @@ mod tests {
             bytes_read: 4096,
             frames_read: 2,
             pages_read: 30,
+            faults: Some(7),
             clock_skew_us: Some(-1_500),
             connections_reset: Some(3),
         };
@@ -356,11 +360,13 @@ mod tests {
             "  memory     12.345 ms",
             "  total      20.001 ms",
             "  read       4096 bytes, 2 frames, 30 pages",
+            "  faults     7",
             "  clock      set forward by -1.500 ms",
             "  reset      3 TCP connections",
         ];
         assert_eq!(told(&report), expected);
-        (report.bytes_read, report.clock_skew_us, report.connections_reset) = (0, None, None);
+        (report.bytes_read, report.faults) = (0, None);
+        (report.clock_skew_us, report.connections_reset) = (None, None);
         assert_eq!(told(&report), expected[..3]);
     }
 

@@ -145,6 +145,7 @@ fn report(report: crate::sandbox::ResumeReport) -> ResumeReport {
         bytes_read: fetched.bytes,
         frames_read: fetched.frames,
         pages_read: fetched.pages,
+        faults: fetched.faults,
         clock_skew_us: mended.map(|mended| mended.skew_ns / 1000),
         connections_reset: mended.and_then(|mended| mended.connections_reset),
     }

@@ -451,6 +451,7 @@ impl Driver {
             cgroup: machine.cgroup_path().to_owned(),
             phases,
             report: OnceLock::new(),
+            filling: machine.filling().cloned(),
             activity: Activity::new(),
             counted: Mutex::new(counted),
         });

@@ -71,13 +71,22 @@ fn cannot(what: &'static str) -> impl FnOnce(io::Error) -> FillError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Stage {
     Filling,
-    Filled,
+    Filled(Arrived),
     /// The VMM was ended: its guest would have waited for ever.
     Failed(String),
 }
 
+/// What it took until all of it was there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Arrived {
+    /// Times the guest or the VMM waited for a page.
+    pub(super) faults: u64,
+    /// Put into guest memory.
+    pub(super) bytes: u64,
+}
+
 /// Follows a guest's memory until all of it is there.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Filling {
     stage: watch::Receiver<Stage>,
 }
@@ -95,7 +104,7 @@ impl Filling {
         thread::Builder::new().name("filling".to_owned()).spawn(move || {
             let outcome = fill(&node, pid, identity, &cold);
             stage.send_replace(match outcome {
-                Ok(()) => Stage::Filled,
+                Ok(arrived) => Stage::Filled(arrived),
                 Err(error) => {
                     let reason = error_chain(&error);
                     warn!(snapshot:% = cold.id, pid, reason:%; "guest memory cannot be filled");
@@ -111,10 +120,18 @@ impl Filling {
     pub(super) async fn done(&self) -> Result<(), String> {
         let mut stage = self.stage.clone();
         match stage.wait_for(|stage| *stage != Stage::Filling).await.as_deref() {
-            Ok(Stage::Filled) => Ok(()),
+            Ok(Stage::Filled(_)) => Ok(()),
             Ok(Stage::Failed(reason)) => Err(reason.clone()),
             // Its thread is gone.
             Ok(Stage::Filling) | Err(_) => Err("nobody fills the guest's memory".to_owned()),
+        }
+    }
+
+    /// What it took, once all of it is there.
+    pub(super) fn arrived(&self) -> Option<Arrived> {
+        match &*self.stage.borrow() {
+            Stage::Filled(arrived) => Some(*arrived),
+            Stage::Filling | Stage::Failed(_) => None,
         }
     }
 
@@ -127,7 +144,7 @@ impl Filling {
     }
 }
 
-fn fill(node: &Node, pid: u32, identity: Identity, cold: &Cold) -> Result<(), FillError> {
+fn fill(node: &Node, pid: u32, identity: Identity, cold: &Cold) -> Result<Arrived, FillError> {
     let mut attempt = 1;
     loop {
         let began = Instant::now();
@@ -143,7 +160,7 @@ fn fill(node: &Node, pid: u32, identity: Identity, cold: &Cold) -> Result<(), Fi
                 if let Err(error) = node.snapshots.warmed(&cold.id, draft, &filled.first) {
                     warn!(error:% = error_chain(&error); "no memory file is kept");
                 }
-                return Ok(());
+                return Ok(Arrived { faults: filled.faults, bytes: filled.bytes });
             }
             // The guest may have ended, and been waited for by nobody else.
             Err(error) if attempt >= ATTEMPTS || error.is_final() || !is_there(pid) => {

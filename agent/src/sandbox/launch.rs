@@ -293,6 +293,11 @@ impl Machine {
         }
     }
 
+    /// Follows its memory, if that is brought while it runs.
+    pub(super) fn filling(&self) -> Option<&Filling> {
+        self.filling.get()
+    }
+
     /// Goes on filling what an earlier agent had begun to fill. Blocks.
     fn fill_on(&self, node: &Arc<Node>, record: &SandboxRecord) -> Result<(), LaunchError> {
         let wanting = filling::is_wanting(self.vmm_pid());

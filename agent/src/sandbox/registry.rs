@@ -541,7 +541,7 @@ impl Registry {
             guest: guest.ok(),
             cgroup: cgroup_usage(&live.cgroup),
             phases: live.phases,
-            report: live.report.get().copied(),
+            report: live.report.get().map(|report| report.now(live.filling.as_ref())),
         })
     }
 

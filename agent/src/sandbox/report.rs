@@ -1,7 +1,12 @@
 //! What a resume came to: how long each part of it took, what was read for it, what was mended. A
 //! clone, which begins as a resume does, has one too.
 
-use super::launch::{BootPhases, MadeIn};
+use holdfast_snapshot::PAGE_BYTES;
+
+use super::{
+    filling::Filling,
+    launch::{BootPhases, MadeIn},
+};
 
 /// Where the memory came from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,15 +32,17 @@ impl Warmth {
     }
 }
 
-/// What was read before the guest ran.
+/// What was read before the guest ran, or is while it does.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Fetched {
     pub warmth: Warmth,
     /// Stored bytes, compressed.
     pub bytes: u64,
     pub frames: u64,
-    /// Of memory that are not zero, 4 KiB each.
+    /// Of memory that are not zero, 4 KiB each. 0 while they are being brought.
     pub pages: u64,
+    /// Times the guest waited for one of them, once all are there.
+    pub faults: Option<u64>,
 }
 
 /// How long each part of a resume took, in microseconds. Parts that overlap or wait for nobody are
@@ -94,6 +101,15 @@ pub struct ResumeReport {
 }
 
 impl ResumeReport {
+    /// With what is known by now of memory that was brought while the guest ran.
+    pub(super) fn now(mut self, filling: Option<&Filling>) -> Self {
+        if let Some(arrived) = filling.and_then(Filling::arrived) {
+            self.fetched.pages = arrived.bytes / PAGE_BYTES as u64;
+            self.fetched.faults = Some(arrived.faults);
+        }
+        self
+    }
+
     /// With what is known of the machine's making and of its way to a guest that serves.
     pub(super) fn with(mut self, made: MadeIn, boot: &BootPhases) -> Self {
         self.phases.disk_us = made.disk_us;

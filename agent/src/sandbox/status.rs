@@ -10,7 +10,10 @@ use holdfast_model::State;
 use holdfast_wire::vmm::{self, Reply, ToVmm};
 use tokio::time::timeout;
 
-use super::{BootPhases, ResumeReport, activity::Activity, control::Control, guest::GuestLink};
+use super::{
+    BootPhases, ResumeReport, activity::Activity, control::Control, filling::Filling,
+    guest::GuestLink,
+};
 use crate::metrics::Metrics;
 
 /// How long a VMM is waited for that is asked for its counters only: it answers at once, or it is
@@ -62,6 +65,8 @@ pub(super) struct Live {
     pub(super) phases: BootPhases,
     /// Of one that went on from something that was kept, once it is told.
     pub(super) report: OnceLock<ResumeReport>,
+    /// Of one whose memory is brought while it runs.
+    pub(super) filling: Option<Filling>,
     pub(super) activity: Arc<Activity>,
     /// What of the VMM's counters is in the metrics.
     pub(super) counted: Mutex<vmm::Stats>,

@@ -74,8 +74,10 @@ impl Snapshots {
         match self.cold(group, id)? {
             Some((cold, state)) => {
                 let disk = self.folder(id).join(super::DISK_FILE);
-                // What is read is read while the guest goes on.
-                let fetched = Fetched { warmth: Warmth::Cold, ..Fetched::default() };
+                // What is read is read while the guest goes on; in the end it is all of it.
+                let lengths = cold.pieces.iter().map(|(_, _, file)| file.metadata());
+                let bytes = lengths.flatten().map(|metadata| metadata.len()).sum();
+                let fetched = Fetched { warmth: Warmth::Cold, bytes, ..Fetched::default() };
                 Ok(TakenUp { memory: Memory::Missing(Box::new(cold)), state, disk, fetched })
             }
             None => self.take_up(group, id),

@@ -347,7 +347,7 @@ impl Snapshots {
                 fault::at(Point::WarmWritten);
                 let (frames, bytes) = image.stored();
                 let pages = file.metadata().map_or(0, |metadata| metadata.blocks() * 512 / PAGE);
-                fetched = Fetched { warmth: Warmth::Cold, bytes, frames, pages };
+                fetched = Fetched { warmth: Warmth::Cold, bytes, frames, pages, faults: None };
                 fs::rename(&draft, &path).map_err(failed("rename", &draft))?;
                 let memory = fs::File::open(&path).map_err(failed("open", &path))?;
                 self.keep_to_budget(id);
