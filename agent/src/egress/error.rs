@@ -16,7 +16,7 @@ pub enum EgressError {
     Authority {
         group: GroupKey,
         #[source]
-        source: TlsError,
+        source: Box<TlsError>,
     },
     #[error("cannot {action} {}", path.display())]
     File {
