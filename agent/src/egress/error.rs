@@ -14,9 +14,9 @@ use crate::tls::TlsError;
 pub enum EgressError {
     #[error("the CA of group {group} cannot be had")]
     Authority {
-        group: GroupKey,
+        group: Box<GroupKey>,
         #[source]
-        source: TlsError,
+        source: Box<TlsError>,
     },
     #[error("cannot {action} {}", path.display())]
     File {

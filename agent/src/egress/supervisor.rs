@@ -282,7 +282,6 @@ impl Supervisor {
     }
 
     /// The process that an earlier agent left. One that does not answer as it should is ended.
-    #[expect(clippy::type_complexity, reason = "named where it is taken apart")]
     async fn find(
         &self,
     ) -> Result<Option<(Process, (Link, mpsc::Receiver<Decisions>, Hello))>, EgressError> {
