@@ -14,7 +14,7 @@ use crate::tls::TlsError;
 pub enum EgressError {
     #[error("the CA of group {group} cannot be had")]
     Authority {
-        group: GroupKey,
+        group: Box<GroupKey>,
         #[source]
         source: Box<TlsError>,
     },

@@ -272,7 +272,10 @@ impl Egress {
         let group = key.clone();
         let ca = off_thread(move || {
             let made = Authority::load_as(&folder, "Holdfast egress CA");
-            made.map_err(|source| EgressError::Authority { group, source: Box::new(source) })
+            made.map_err(|source| EgressError::Authority {
+                group: Box::new(group),
+                source: Box::new(source),
+            })
         });
         let ca = Arc::new(ca.await?);
         let mut groups = self.groups();
