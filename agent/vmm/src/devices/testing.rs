@@ -90,6 +90,7 @@ pub(crate) fn config(
         memory_mib: 64,
         memory_fd: unused(),
         memory_private: false,
+        userfault_fd: None,
         kvm_fd: unused(),
         kernel_fd: unused(),
         initramfs_fd: unused(),
