@@ -62,11 +62,12 @@ pub(super) fn send_from(
         ipi_addr: libc::in_addr { s_addr: 0 },
     };
     let mut peer = libc::sockaddr_in {
-        sin_family: libc::AF_INET as _,
+        sin_family: libc::AF_INET.try_into().unwrap(),
         sin_port: to.1.to_be(),
         sin_addr: libc::in_addr { s_addr: u32::from(to.0).to_be() },
         sin_zero: [0; 8],
     };
+    let info_bytes = size_of_val(&info).try_into().unwrap();
     let mut control = [0_u64; 8];
     let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: zeros are a value of it; the control message is written within `control`, which is
@@ -74,15 +75,15 @@ pub(super) fn send_from(
     let sent = unsafe {
         let mut message: libc::msghdr = mem::zeroed();
         message.msg_name = (&raw mut peer).cast();
-        message.msg_namelen = size_of_val(&peer) as _;
+        message.msg_namelen = size_of_val(&peer).try_into().unwrap();
         message.msg_iov = &raw mut part;
         message.msg_iovlen = 1;
         message.msg_control = control.as_mut_ptr().cast();
-        message.msg_controllen = libc::CMSG_SPACE(size_of_val(&info) as _) as _;
+        message.msg_controllen = libc::CMSG_SPACE(info_bytes) as _;
         let header = libc::CMSG_FIRSTHDR(&raw const message);
         (*header).cmsg_level = libc::SOL_IP;
         (*header).cmsg_type = libc::IP_PKTINFO;
-        (*header).cmsg_len = libc::CMSG_LEN(size_of_val(&info) as _) as _;
+        (*header).cmsg_len = libc::CMSG_LEN(info_bytes) as _;
         libc::CMSG_DATA(header).cast::<libc::in_pktinfo>().write_unaligned(info);
         libc::sendmsg(socket.as_raw_fd(), &raw const message, 0)
     };
