@@ -27,6 +27,7 @@ pub mod fuzzing;
 use std::{
     io,
     os::fd::{OwnedFd, RawFd},
+    sync::{Arc, Condvar, Mutex, PoisonError},
 };
 
 use holdfast_wire::egress::{CONTROL_FD, LISTEN_FD};
@@ -91,8 +92,20 @@ pub fn serve(
     } else {
         tokio::runtime::Builder::new_multi_thread()
     };
+    let begun = Arc::new((Mutex::new(0), Condvar::new()));
+    let begin = begun.clone();
+    builder.on_thread_start(move || {
+        *begin.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        begin.1.notify_one();
+    });
     let runtime = builder.worker_threads(threads.max(1)).enable_all().build()?;
     if confined {
+        // A thread that begins needs more system calls than one that serves.
+        let mut count = begun.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while threads > 1 && *count < threads {
+            count = begun.1.wait(count).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(count);
         confine::confine_calls()?;
     }
     let group = group::Group::new(host_roots);

@@ -194,7 +194,7 @@ fn main() -> io::Result<()> {
         path("nginx.conf"),
         format!(
             "load_module /usr/lib/nginx/modules/ngx_stream_module.so; worker_processes 1;
-             daemon off; pid {}; error_log stderr crit; events {{ worker_connections 20000; }}
+             daemon off; pid {}; error_log stderr crit; events {{ worker_connections 8000; }}
              stream {{ resolver {}; server {{ listen {PROXY}:443; ssl_preread on;
              proxy_pass $ssl_preread_server_name:443; }} }}",
             path("nginx.pid"),
@@ -204,7 +204,7 @@ fn main() -> io::Result<()> {
     fs_err::write(
         path("haproxy.cfg"),
         format!(
-            "global\n nbthread 1\n maxconn 20000\ndefaults\n mode tcp\n timeout connect 5s
+            "global\n nbthread 1\n maxconn 4000\ndefaults\n mode tcp\n timeout connect 5s
              timeout client 1h\n timeout server 1h\nfrontend f\n bind {PROXY}:443
              tcp-request inspect-delay 5s\n tcp-request content accept if {{ req.ssl_hello_type 1 }}
              use_backend b if {{ req.ssl_sni -i allowed.test }}\nbackend b\n server s {ALLOWED}:443\n"
@@ -216,7 +216,7 @@ fn main() -> io::Result<()> {
     fs_err::write(
         path("opening.cfg"),
         format!(
-            "global\n nbthread 1\n maxconn 20000\n ssl-default-bind-options no-tls-tickets
+            "global\n nbthread 1\n maxconn 4000\n ssl-default-bind-options no-tls-tickets
 defaults\n mode http\n timeout connect 5s\n timeout client 1h\n timeout server 1h
 frontend f\n bind {PROXY}:443 ssl crt {}\n http-request set-header Authorization \"Bearer x\"
  default_backend b\nbackend b\n http-reuse never

@@ -167,6 +167,7 @@ where
                 .auto_date_header(false)
                 .header_read_timeout(HEAD_TIME_MAX)
                 .max_headers(HEADERS_MAX)
+                .max_header_size(HEAD_BYTES_MAX)
                 .max_buf_size(HEAD_BYTES_MAX)
                 .serve_connection(io, service)
                 .with_upgrades()

@@ -205,7 +205,7 @@ fn f10_what_a_guest_writes_is_cut_and_told_as_text() {
 }
 
 #[test]
-fn f11_a_change_of_policy_ends_a_hundred_tunnels_in_milliseconds() {
+fn f1_a_change_of_policy_ends_a_hundred_tunnels_before_it_is_answered() {
     let rig = Rig::new(REFERENCE);
     rig.guest(async {
         let mut streams = Vec::new();
@@ -215,14 +215,11 @@ fn f11_a_change_of_policy_ends_a_hundred_tunnels_in_milliseconds() {
             stream.read_exact(&mut [0]).await.unwrap();
             streams.push(stream);
         }
-        let start = std::time::Instant::now();
         rig.put(&allow_hosts(&["allowed.test"], "Full"));
-        let taken = start.elapsed();
+        assert_eq!(rig.stats().connections, 0);
         for stream in &mut streams {
             assert!(stream.read(&mut [0]).await.is_err());
         }
-        // The target is 5 ms in a release build on a quiet machine.
-        assert!(taken < Duration::from_millis(250), "{taken:?}");
     });
 }
 
