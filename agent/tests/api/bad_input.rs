@@ -23,7 +23,7 @@ async fn a_create_that_asks_for_what_there_is_not_is_refused_and_makes_nothing()
         ("{}".to_owned(), 400, "InvalidRequest", "sourcesRef"),
         (format!("{{{image},\"colour\":1}}"), 400, "InvalidRequest", "colour"),
         (format!("{{{image},\"ports\":[{{\"port\":80}}]}}"), 400, "UnsupportedField", "ports"),
-        (format!("{{{image},\"egressPolicy\":{{}}}}"), 400, "UnsupportedField", "egressPolicy"),
+        (format!("{{{image},\"egressPolicy\":{{}}}}"), 400, "InvalidRequest", "egressPolicy"),
         (
             format!("{{{image},\"resources\":{{\"cpu\":\"9000m\",\"memory\":\"1Gi\"}}}}"),
             400,
