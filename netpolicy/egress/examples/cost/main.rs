@@ -175,7 +175,11 @@ impl Drop for Peer {
 
 fn start(rig: &Rig, program: &str, arguments: &[&str]) -> Peer {
     let spawn = || Command::new(program).args(arguments).stdout(Stdio::null()).spawn();
-    Peer(rig.in_outside(spawn).unwrap_or_else(|error| panic!("{program}: {error}")))
+    let peer = Peer(rig.in_outside(spawn).unwrap_or_else(|error| panic!("{program}: {error}")));
+    rig::until("the peer listens", || {
+        rig.in_outside(|| std::net::TcpStream::connect((PROXY, 443)).is_ok())
+    });
+    peer
 }
 
 fn main() -> io::Result<()> {
@@ -257,7 +261,6 @@ frontend f\n bind {PROXY}:443 ssl crt {}\n http-request set-header Authorization
     {
         let peer = start(&by_name, "nginx", &["-c", &path("nginx.conf"), "-p", &path("")]);
         let root_process = peer.0.id();
-        std::thread::sleep(Duration::from_millis(500));
         let (host, address) = ("allowed.test", PROXY);
         let name = "nginx_by_name";
         measure(
@@ -268,7 +271,6 @@ frontend f\n bind {PROXY}:443 ssl crt {}\n http-request set-header Authorization
     {
         let peer = start(&by_name, "haproxy", &["-db", "-f", &path("haproxy.cfg")]);
         let root_process = peer.0.id();
-        std::thread::sleep(Duration::from_millis(500));
         let (host, address) = ("allowed.test", PROXY);
         let name = "haproxy_by_name";
         measure(
@@ -290,7 +292,6 @@ frontend f\n bind {PROXY}:443 ssl crt {}\n http-request set-header Authorization
     {
         let peer = start(&opened, "haproxy", &["-db", "-f", &path("opening.cfg")]);
         let root_process = peer.0.id();
-        std::thread::sleep(Duration::from_millis(500));
         let (host, address) = ("api.test", PROXY);
         let name = "haproxy_opened";
         measure(
