@@ -79,19 +79,11 @@ pub(super) fn send_from(
         message.msg_iov = &raw mut part;
         message.msg_iovlen = 1;
         message.msg_control = control.as_mut_ptr().cast();
-<<<<<<< HEAD
-        message.msg_controllen = libc::CMSG_SPACE(size_of_val(&info).try_into().unwrap()) as _;
-        let header = libc::CMSG_FIRSTHDR(&raw const message);
-        (*header).cmsg_level = libc::SOL_IP;
-        (*header).cmsg_type = libc::IP_PKTINFO;
-        (*header).cmsg_len = libc::CMSG_LEN(size_of_val(&info).try_into().unwrap()) as _;
-=======
         message.msg_controllen = libc::CMSG_SPACE(info_bytes) as _;
         let header = libc::CMSG_FIRSTHDR(&raw const message);
         (*header).cmsg_level = libc::SOL_IP;
         (*header).cmsg_type = libc::IP_PKTINFO;
         (*header).cmsg_len = libc::CMSG_LEN(info_bytes) as _;
->>>>>>> 06ae8a04f39fc3c3c695662d8af9ca095e0cf052
         libc::CMSG_DATA(header).cast::<libc::in_pktinfo>().write_unaligned(info);
         libc::sendmsg(socket.as_raw_fd(), &raw const message, 0)
     };
