@@ -38,6 +38,7 @@ fn spec() -> SandboxSpec {
         entrypoint: None,
         cmd: Some(vec!["sleep".to_owned()]),
         lifecycle_json: Some(r#"{"autoSuspendPolicy":{"enabled":true}}"#.to_owned()),
+        egress_json: None,
     }
 }
 

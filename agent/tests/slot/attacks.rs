@@ -49,6 +49,35 @@ fn is_caught(attack: &str, frame: &[u8], rules: &[&str]) {
     assert_eq!(closed.counted(rules[0]), 1, "{attack} was not counted as {}", rules[0]);
 }
 
+/// Counts what no wall has stopped.
+const LATE_WITNESS: &str = "
+table ip witness {
+    counter seen { }
+    chain behind {
+        type filter hook prerouting priority 500; policy accept;
+        counter name \"seen\"
+    }
+}
+";
+
+/// The frame, which the first wall counts and the second answers, with and without both. Gives the
+/// guest that sent it.
+fn is_refused(attack: &str, frame: &[u8], rules: &[&str]) -> Guest {
+    let open = without(rules);
+    let kept: Vec<_> = open.lines().filter(|line| !line.contains("reject with")).collect();
+    let begin = "hook prerouting priority mangle; policy drop;";
+    let open = kept.join("\n").replace(begin, "hook prerouting priority mangle; policy accept;");
+    let open = Guest::in_a_slot(&format!("{open}{LATE_WITNESS}"));
+    open.send(frame);
+    assert_eq!(open.counted("seen"), 1, "{attack}: the test does not see it arrive");
+
+    let closed = Guest::in_a_slot(&format!("{SANDBOX_RULESET}{LATE_WITNESS}"));
+    closed.send(frame);
+    assert_eq!(closed.counted("seen"), 0, "{attack} got behind the walls");
+    assert_eq!(closed.counted(rules[0]), 1, "{attack} was not counted as {}", rules[0]);
+    closed
+}
+
 fn syn(to: Ipv4Addr) -> Packet {
     Packet::tcp(to, (4000, 443), SYN, (1, 0))
 }
@@ -179,7 +208,8 @@ fn a4_a5_datagrams_are_refused_aloud_and_a_flood_of_them_in_silence() {
     let rest = ["refused_udp", "bad_protocol"];
     for port in [443, 123, 3478, 51820, 67, 5353, 15001] {
         for to in [OUTSIDE, GATEWAY_ADDRESS] {
-            is_caught("a datagram", &Packet::udp(to, port, b"hello").frame(), &rest);
+            let refused = Packet::udp(to, port, b"hello").frame();
+            is_refused("a datagram", &refused, &rest);
         }
     }
     let guest = Guest::in_a_slot(SANDBOX_RULESET);
@@ -223,9 +253,7 @@ fn a16_the_gateway_serves_names_and_nothing_else() {
 fn a23_pings_are_refused() {
     let rest = ["refused_icmp", "bad_protocol"];
     for to in [OUTSIDE, GATEWAY_ADDRESS] {
-        is_caught("a ping", &Packet::ping(to).frame(), &rest);
-        let guest = Guest::in_a_slot(SANDBOX_RULESET);
-        guest.send(&Packet::ping(to).frame());
+        let guest = is_refused("a ping", &Packet::ping(to).frame(), &rest);
         let answer = guest.receive(|it| it.is(ICMP)).expect("it was not refused");
         assert_eq!(answer.inner()[..2], [3, 13]);
     }
