@@ -173,7 +173,7 @@ mod tests {
     fn what_is_ended_is_told_so_and_what_is_not_wanted_goes_on() {
         let done = thread::spawn(|| {
             crate::sys::unshare(UnshareFlags::NEWNET).unwrap();
-            crate::sys::loopback_up().unwrap();
+            crate::sys::interface_up("lo").unwrap();
             for (family, address) in [(2, "127.0.0.1:0"), (10, "[::1]:0")] {
                 let listener = TcpListener::bind(address).unwrap();
                 let to = listener.local_addr().unwrap();
