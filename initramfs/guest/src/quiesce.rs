@@ -176,7 +176,8 @@ mod tests {
             frost.thaw().unwrap();
             writer.join().unwrap()
         });
-        assert!(waited >= TIME, "{waited:?}");
+        // It may have begun to write a little later.
+        assert!(waited > TIME / 2, "{waited:?}");
         frost.thaw().unwrap();
         assert!(disk.write("after") < TIME);
     }

@@ -177,6 +177,13 @@ fn a_sandbox_that_is_removed_has_no_flow_left_and_can_come_again() {
     assert_eq!(rig.guest(https_get(ALLOWED, "allowed.test", "/", roots)).unwrap().0, 200);
 }
 
+/// Whether a process of ours is over, waited for or not.
+fn is_gone(id: u32) -> bool {
+    let stat = fs_err::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.starts_with('Z'));
+    state.unwrap_or(true)
+}
+
 #[test]
 fn f4_a_program_that_is_killed_leaves_nothing_open() {
     let rig = Rig::new(REFERENCE);
@@ -187,6 +194,11 @@ fn f4_a_program_that_is_killed_leaves_nothing_open() {
         let id = rustix::process::Pid::from_raw(i32::try_from(rig.program_id()).unwrap()).unwrap();
         rustix::process::kill_process(id, rustix::process::Signal::KILL).unwrap();
         let ended = raw.read(&mut [0; 9]).await;
+        // Its sockets are closed one after the other.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !is_gone(rig.program_id()) && std::time::Instant::now() < deadline {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
         (ended, reachable().await, dig(GATEWAY, "allowed.test", A).await)
     });
     assert!(ended.0.is_err() || ended.0.is_ok_and(|count| count == 0));
