@@ -271,8 +271,21 @@ impl Supervisor {
             }
         };
         self.started = true;
-        let up = Up { process, link, decisions };
-        match self.tell_everything(&up.link, hello).await {
+        let mut up = Up { process, link, decisions };
+        let (shared, group) = (Arc::clone(&self.shared), self.group.clone());
+        let told = {
+            let telling = self.tell_everything(&up.link, hello);
+            tokio::pin!(telling);
+            loop {
+                tokio::select! {
+                    told = &mut telling => break told,
+                    // Those told of first decide already, and answers come behind decisions: with
+                    // nobody to take these, none would be heard.
+                    Some(batch) = up.decisions.recv() => (shared.sink)(&group, batch),
+                }
+            }
+        };
+        match told {
             Ok(()) => Ok(up),
             Err(error) => {
                 up.process.end().await;
