@@ -1,7 +1,6 @@
 //! Filling, with this process in the VMM's place: memory that is watched, touched while the real
 //! pager fills it.
 
-#[allow(unsafe_code)]
 mod watched;
 
 use std::{

@@ -8,7 +8,6 @@ pub(crate) mod memory;
 pub(crate) mod registers;
 pub(crate) mod saved;
 pub(crate) mod template;
-#[allow(unsafe_code)]
 pub(crate) mod userfault;
 pub(crate) mod vcpu;
 pub(crate) mod wiring;

@@ -1,4 +1,4 @@
-//! Guest memory that another process fills while the guest goes on (userfaultfd(2)).
+//! The calls of userfaultfd(2), for which no safe wrapper exists.
 
 use std::{
     io,
@@ -7,7 +7,7 @@ use std::{
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use super::Memory;
+use crate::vm::Memory;
 
 /// `ioctl(2)` requests of `linux/userfaultfd.h`.
 const NEW: u64 = 0xaa00;
