@@ -2,7 +2,7 @@
 //! says what a policy makes of a flow. No I/O, no clock, no names looked up.
 //!
 //! What comes from a client is a [`Policy`] once [`Policy::parse`] took it; what comes from a guest
-//! is a [`HostName`], a [`Method`] and a [`Target`] once it was read as such. [`decide`] takes only
+//! is a [`HostName`], a [`Method`] and a [`Target`] once it was read as such. [`decide()`] takes only
 //! these, so that what is judged and what is sent on are the same bytes. Whatever it allows, no
 //! address is dialled that the [`DenySet`] or [`refused_address`] refuses.
 #![forbid(unsafe_code)]
