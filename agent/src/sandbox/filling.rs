@@ -4,7 +4,7 @@
 
 use std::{
     io::{self, Write},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     process::{Child, Command, Stdio},
     sync::Arc,
     thread,
@@ -307,7 +307,7 @@ fn kill(pid: u32) {
 /// Whether pages of a VMM's guest memory are waited for that somebody must bring.
 pub(super) fn is_wanting(pid: u32) -> io::Result<bool> {
     match faults_of(pid) {
-        Ok(faults) => drop(faults.as_raw_fd()),
+        Ok(_there) => {}
         Err(FillError::NoFaults) => return Ok(false),
         Err(FillError::Io { source, .. }) => return Err(source),
         Err(other) => return Err(io::Error::other(other)),
