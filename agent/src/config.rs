@@ -159,7 +159,8 @@ pub struct Remote {
 pub struct Egress {
     /// Name servers that are asked, `ADDRESS` or `ADDRESS:PORT`. Empty: the host's own.
     pub resolvers: Vec<String>,
-    /// PEM file of roots that servers outside may be verified by, besides the host's. Empty: none.
+    /// Roots that servers outside may be verified by, besides the host's: PEM, or the path of a file
+    /// of it. Empty: none.
     pub extra_roots: String,
     /// `http://`, `https://` or `socks5://`, then `USER:PASSWORD@` if need be, `HOST:PORT`: through
     /// which everything goes out. None: nothing is in between.

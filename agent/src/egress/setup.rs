@@ -9,6 +9,9 @@ use holdfast_wire::egress::{Configure, Resolver, UpstreamProxy};
 use super::EgressError;
 use crate::{config, tls};
 
+/// What tells the text of a PEM file from the path of one.
+const PEM_BEGIN: &str = "-----BEGIN ";
+
 /// Where the system's own name servers are named.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -38,6 +41,8 @@ impl Setup {
         };
         let extra_roots_pem = match config.extra_roots.as_str() {
             "" => String::new(),
+            // A node's file system is its image's: there is hardly a place for a file of one's own.
+            pem if pem.contains(PEM_BEGIN) => pem.to_owned(),
             path => fs::read_to_string(path).map_err(failed(path))?,
         };
         let resolvers = if config.resolvers.is_empty() {
