@@ -1,4 +1,4 @@
-//! What starts the nursery, has it fork shims, and gives each its orders.
+//! What starts the nursery, has it fork shims ahead of use, and gives each its orders.
 
 use std::{
     io,
@@ -19,6 +19,7 @@ use crate::{
     JailError,
     messages::{pair, receive, send},
     shim::{ANSWER_FDS, MESSAGE_BYTES_MAX, Orders, REQUEST, answer_from_bytes},
+    stock::{Plan, Stock},
 };
 
 /// How long a shim may take until the VMM's program runs. Only a hung kernel takes so long.
@@ -26,41 +27,71 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of a shim's answer: the words of what failed.
 const ANSWER_BYTES_MAX: usize = 1024;
 
+/// Shims that wait for orders. Each is a process of some pages of its own, and the kernel's memory of
+/// five empty namespaces; as many launches as an emulated node has at once find one.
+const READY: usize = 4;
+
+const PLAN: Plan = Plan { name: "shims", ready: READY, delay: Duration::from_millis(50) };
+
 /// What starts VMMs on this node.
 #[derive(Debug, Clone)]
 pub struct Jailer {
-    /// The program `holdfast-shim`.
-    program: PathBuf,
-    /// `None`: not needed yet, or gone.
-    nursery: Arc<Mutex<Option<Arc<Nursery>>>>,
+    maker: Arc<Maker>,
+    waiting: Arc<Stock<Shim>>,
 }
 
 impl Jailer {
+    /// `shim`: the program `holdfast-shim`. Begins to make shims ahead, on a thread of its own.
     pub fn new(shim: impl Into<PathBuf>) -> Self {
-        Self { program: shim.into(), nursery: Arc::default() }
+        let maker = Arc::new(Maker { program: shim.into(), nursery: Mutex::default() });
+        let theirs = Arc::clone(&maker);
+        Self { maker, waiting: Arc::new(Stock::start(PLAN, move || theirs.shim())) }
     }
 
-    /// Starts a shim by its orders, and waits until the VMM's program runs. Gives handles of both.
-    /// `log`: what they have as stderr.
+    /// Starts a VMM by these orders, and returns once its program runs. Gives handles of its shim
+    /// and of it.
     pub(crate) fn start(
         &self,
         orders: &Orders,
         fds: &[BorrowedFd<'_>],
-        log: BorrowedFd<'_>,
     ) -> Result<[OwnedFd; ANSWER_FDS], JailError> {
         let orders = orders.to_text();
         if orders.len() > MESSAGE_BYTES_MAX {
             return Err(cut(Errno::MSGSIZE));
         }
+        while let Some(shim) = self.waiting.take() {
+            match shim.follow(orders.as_bytes(), fds) {
+                // It was killed while it waited or followed. Nothing is left of what it began: a
+                // shim that cannot answer takes its VMM with it.
+                Err(JailError::Shim { source, .. }) if hung_up(&source) => {
+                    warn!(reason:% = source; "a shim that waited for orders is gone");
+                }
+                outcome => return outcome,
+            }
+        }
+        self.maker.shim()?.follow(orders.as_bytes(), fds)
+    }
+}
+
+/// What has shims forked.
+#[derive(Debug)]
+struct Maker {
+    program: PathBuf,
+    /// `None`: not needed yet, or gone.
+    nursery: Mutex<Option<Arc<Nursery>>>,
+}
+
+impl Maker {
+    /// A new shim, which waits for orders.
+    fn shim(&self) -> Result<Shim, JailError> {
         let nursery = self.nursery_now()?;
-        match nursery.start(orders.as_bytes(), fds, log) {
-            // The nursery was killed, at the latest with the request unread. Nothing has begun: a
-            // shim that cannot answer takes its VMM with it.
+        match nursery.fork() {
+            // The nursery was killed, at the latest with the request unread.
             Err(JailError::Shim { source, .. }) if hung_up(&source) => {
                 warn!(reason:% = source; "nursery of the shims is gone; there will be a new one");
                 // Another thread may have replaced it already.
                 self.nursery().take_if(|there| Arc::ptr_eq(there, &nursery));
-                self.nursery_now()?.start(orders.as_bytes(), fds, log)
+                self.nursery_now()?.fork()
             }
             outcome => outcome,
         }
@@ -79,6 +110,21 @@ impl Jailer {
     fn nursery(&self) -> MutexGuard<'_, Option<Arc<Nursery>>> {
         // A thread that panicked left either a whole nursery or none.
         self.nursery.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A shim that waits for orders, by the socket it hears them from. Ends when that is dropped.
+#[derive(Debug)]
+struct Shim(OwnedFd);
+
+impl Shim {
+    fn follow(
+        self,
+        orders: &[u8],
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<[OwnedFd; ANSWER_FDS], JailError> {
+        send(&self.0, orders, fds).map_err(cut)?;
+        answer(&self.0)
     }
 }
 
@@ -104,19 +150,14 @@ impl Nursery {
         Ok(nursery)
     }
 
-    /// Has a shim forked, and gives it its orders.
-    fn start(
-        &self,
-        orders: &[u8],
-        fds: &[BorrowedFd<'_>],
-        log: BorrowedFd<'_>,
-    ) -> Result<[OwnedFd; ANSWER_FDS], JailError> {
+    /// Has a shim forked, and waits until it waits.
+    fn fork(&self) -> Result<Shim, JailError> {
         let (shim, theirs) = pair().map_err(cut)?;
-        send(&self.socket, REQUEST, &[theirs.as_fd(), log]).map_err(cut)?;
+        send(&self.socket, REQUEST, &[theirs.as_fd()]).map_err(cut)?;
         // Only the nursery and the shim have it from here on, and their ends are heard of.
         drop(theirs);
-        send(&shim, orders, fds).map_err(cut)?;
-        answer(&shim)
+        let [] = answer(&shim)?;
+        Ok(Shim(shim))
     }
 }
 

@@ -15,6 +15,7 @@ mod record;
 mod run_folder;
 mod shim;
 mod slot;
+mod stock;
 #[allow(unsafe_code)]
 mod sys;
 mod vmm;

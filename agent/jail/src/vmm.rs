@@ -94,11 +94,12 @@ impl VmmProcess {
         let pids = plan.run.record(record::PIDS)?;
         let exit = plan.run.record(record::EXIT)?;
         let config = sealed_bytes(plan.config).map_err(JailError::Handover)?;
+        let log = plan.log.as_fd();
         let own: [BorrowedFd<'_>; OWN_FDS] =
-            [program.as_fd(), door.as_fd(), pids.as_fd(), exit.as_fd(), config.as_fd()];
+            [program.as_fd(), door.as_fd(), pids.as_fd(), exit.as_fd(), config.as_fd(), log];
         let fds: Vec<_> =
             own.into_iter().chain(plan.handover.given.iter().map(AsFd::as_fd)).collect();
-        let [shim, vmm] = plan.jailer.start(&orders, &fds, plan.log.as_fd())?;
+        let [shim, vmm] = plan.jailer.start(&orders, &fds)?;
         let unknown = |source: io::Error| JailError::Shim { step: "be held".to_owned(), source };
         let pids = Pids::read(&pids).map_err(unknown)?;
         let pids = pids.ok_or_else(|| unknown(io::ErrorKind::InvalidData.into()))?;

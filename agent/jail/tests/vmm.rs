@@ -136,14 +136,62 @@ fn what_cannot_be_started_is_an_error_that_leaves_no_process() {
     assert_eq!(error.to_string(), "the shim of a VMM cannot execute the program");
 }
 
+/// The one that forked a shim.
+fn nursery_of(place: &Place, name: &str) -> i32 {
+    let stat = fs_err::read_to_string(format!("/proc/{}/stat", place.shim_pid(name))).unwrap();
+    stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+/// Shims of this nursery that wait for orders.
+fn waiting(nursery: i32) -> Vec<i32> {
+    let children = fs_err::read_to_string(format!("/proc/{nursery}/task/{nursery}/children"));
+    let children = children.unwrap_or_default();
+    let pids = children.split_whitespace().map(|pid| pid.parse::<i32>().unwrap());
+    let name = |pid: &i32| fs_err::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    pids.filter(|pid| name(pid).trim_end() == "shim-waiting").collect()
+}
+
 #[test]
 fn a_killed_nursery_takes_no_vmm_with_it_and_is_replaced() {
     let place = Place::new();
     let mut one = place.spawn_waiting("one");
-    let stat = fs_err::read_to_string(format!("/proc/{}/stat", place.shim_pid("one"))).unwrap();
-    let parent = stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap();
-    kill_process(Pid::from_raw(parent).unwrap(), Signal::KILL).unwrap();
+    kill_process(Pid::from_raw(nursery_of(&place, "one")).unwrap(), Signal::KILL).unwrap();
+    // More than were made ahead.
+    for number in 0..10 {
+        let other = place.spawn_waiting(&format!("other-{number}"));
+        assert!(is_alive(other.pid()));
+    }
+    assert_eq!(one.ended(), None);
+}
+
+#[test]
+fn shims_that_are_killed_while_they_wait_are_passed_over() {
+    let place = Place::new();
+    let _one = place.spawn_waiting("one");
+    let nursery = nursery_of(&place, "one");
+    wait_until(|| waiting(nursery).len() > 2);
+    for pid in waiting(nursery) {
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    }
     let two = place.spawn_waiting("two");
     assert!(is_alive(two.pid()));
-    assert_eq!(one.ended(), None);
+}
+
+#[test]
+fn shims_that_wait_end_with_who_would_give_them_orders() {
+    let place = Place::new();
+    let one = place.spawn_waiting("one");
+    let nursery = nursery_of(&place, "one");
+    wait_until(|| !waiting(nursery).is_empty());
+    let pids = waiting(nursery);
+    drop((one, place));
+    wait_until(|| pids.iter().all(|pid| !is_alive(pid.unsigned_abs())));
+}
+
+fn wait_until(check: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !check() {
+        assert!(began.elapsed() < std::time::Duration::from_secs(20), "it does not come about");
+        std::thread::yield_now();
+    }
 }

@@ -15,7 +15,7 @@ use super::{
     ExecError, LaunchError, SuspendError, control,
     control::{Control, ControlError},
     driver::Node,
-    guest::GuestLink,
+    guest::{GuestLink, digest_of, network_of},
     launch::{BootPhases, Booted, Machine, ms_since, us_since},
     memory::GuestMemory,
     settings,
@@ -51,13 +51,13 @@ pub(super) async fn begin(
     phases: &mut BootPhases,
 ) -> Result<Booted, BootError> {
     let set_up = matches!(origin, Origin::Saved);
-    let booted = match origin {
+    let mut booted = match origin {
         Origin::Kernel(making) => boot(machine, record, making, node, phases).await?,
         Origin::Template | Origin::Saved => restore(machine, record, node, phases).await?,
     };
     fault::at(Point::CreateBooted);
     let starting = Instant::now();
-    tell_network(machine, &booted.guest, record, node).await?;
+    booted.network = Some(tell_network(machine, &booted.guest, record, node, None).await?);
     if !set_up {
         let overrides = settings::disk_image_overrides(node, record).await;
         let start = settings::start(record, &image.record.settings, &overrides);
@@ -97,7 +97,7 @@ async fn boot(
         until_end(machine, keep(machine, record, &control, node, making)).await?;
     }
     let guest = GuestLink::new(machine.vsock_path());
-    Ok(Booted { control, events, guest, mended: None })
+    Ok(Booted { control, events, guest, mended: None, network: None })
 }
 
 /// Keeps the guest as a template. It goes on, whatever comes of it.
@@ -161,24 +161,33 @@ pub(super) async fn go_on(
     node: &Arc<Node>,
     phases: &mut BootPhases,
 ) -> Result<Booted, BootError> {
-    let booted = restore(machine, record, node, phases).await?;
-    tell_network(machine, &booted.guest, record, node).await?;
+    let mut booted = restore(machine, record, node, phases).await?;
+    // What the snapshot of another was told is as good as nothing: that one may be of another group.
+    let told = record.saved.as_ref().filter(|saved| !saved.of_another);
+    let told = told.and_then(|saved| saved.network.as_deref());
+    booted.network = Some(tell_network(machine, &booted.guest, record, node, told).await?);
     machine.limit_cpu(record.spec.resources.cpu)?;
     Ok(booted)
 }
 
-/// Tells the guest of its link to the outside.
+/// Tells the guest of its link to the outside, unless that is what it was told when it was saved.
+/// Gives what it knows now.
 async fn tell_network(
     machine: &Machine,
     guest: &GuestLink,
     record: &SandboxRecord,
     node: &Node,
-) -> Result<(), BootError> {
+    told: Option<&str>,
+) -> Result<String, BootError> {
     let ca_pem = node.egress.ca_pem(&record.group).await.map_err(LaunchError::Egress)?;
-    if !until_end(machine, guest.network(ca_pem)).await?.map_err(not_set_up)? {
+    let network = network_of(ca_pem);
+    let digest = digest_of(&network);
+    if told != Some(&digest)
+        && !until_end(machine, guest.network(network)).await?.map_err(not_set_up)?
+    {
         warn!(id:% = record.id; "a guest of an earlier release goes on without a network");
     }
-    Ok(())
+    Ok(digest)
 }
 
 /// Has the machine go on from the state it was given.
@@ -213,7 +222,7 @@ async fn restore(
         until_end(machine, renewed).await?.map_err(not_set_up)?;
     }
     phases.start_us = us_since(telling);
-    Ok(Booted { control, events, guest, mended: Some(mended) })
+    Ok(Booted { control, events, guest, mended: Some(mended), network: None })
 }
 
 /// Why a boot did not come to its end.

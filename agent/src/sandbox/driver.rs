@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::join;
 use holdfast_jail::{CgroupTree, Jailer, Slots};
 use holdfast_model::{Event, State, StopReason};
 use holdfast_scheduler::Reservation;
@@ -306,7 +307,6 @@ impl Driver {
                 return Parted::Ended;
             }
         };
-        self.let_out(&mut machine).await;
         let of_template = matches!(origin, Origin::Template);
         let parted = match self.boot(&mut machine, (&image, origin), &mut phases).await {
             Booting::Booted(booted) => {
@@ -397,8 +397,10 @@ impl Driver {
         phases: &mut BootPhases,
     ) -> Booting {
         let (node, record) = (Arc::clone(&self.node), self.record.clone());
+        let let_out = self.let_out(machine);
+        let booting = boot::begin(machine, (&record, image), origin, &node, phases);
         let booted = tokio::select! {
-            booted = boot::begin(machine, (&record, image), origin, &node, phases) => booted,
+            (booted, ()) = join(booting, let_out) => booted,
             ask = ending(&mut self.inbox) => {
                 return Booting::Asked(self.not_launched(ask).await);
             }
@@ -434,7 +436,7 @@ impl Driver {
         booted: Booted,
         arrival: Arrival,
     ) -> Parted {
-        let Booted { control, mut events, guest, .. } = booted;
+        let Booted { control, mut events, guest, network, .. } = booted;
         let phases = arrival.phases;
         let node = Arc::clone(&self.node);
         let taken_over = self.record.state == State::Running;
@@ -447,6 +449,7 @@ impl Driver {
         let live = Arc::new(Live {
             control,
             guest: guest.clone(),
+            network,
             vmm_pid: machine.vmm_pid(),
             cgroup: machine.cgroup_path().to_owned(),
             phases,

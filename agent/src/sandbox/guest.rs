@@ -17,6 +17,7 @@ use holdfast_wire::{
         Start,
     },
 };
+use sha2::{Digest as _, Sha256};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
     net::UnixStream,
@@ -24,7 +25,10 @@ use tokio::{
 };
 
 use super::{ExecError, GuestError, Mended, activity::Busy};
-use crate::frames::{Frames, send};
+use crate::{
+    auth::hex,
+    frames::{Frames, send},
+};
 
 /// How long a guest may take to accept a connection, to begin an answer, and to take a piece of a
 /// file. Its CPU may be held to
@@ -38,6 +42,17 @@ const CLOCK_TELLS_MAX: u32 = 4;
 
 /// Longest `OK <port>\n`: a `u32` has ten digits.
 const GREETING_BYTES_MAX: usize = 16;
+
+/// The link that every guest has, with whom to trust there.
+pub(super) fn network_of(ca_pem: String) -> Network {
+    Network { address: GUEST_ADDRESS, prefix_bits: PREFIX_BITS, gateway: GATEWAY_ADDRESS, ca_pem }
+}
+
+/// By what a link that a guest was told of is known again.
+pub(super) fn digest_of(network: &Network) -> String {
+    let Network { address, prefix_bits, gateway, ca_pem } = network;
+    hex(&Sha256::digest(format!("{address}/{prefix_bits} {gateway}\n{ca_pem}")))
+}
 
 /// How to reach the guest: the VMM's vsock socket.
 #[derive(Debug, Clone)]
@@ -108,13 +123,7 @@ impl GuestLink {
 
     /// Tells the guest of its link to the outside, and whom to trust there. False: it is one that was
     /// saved before there was any, and goes on without.
-    pub(super) async fn network(&self, ca_pem: String) -> Result<bool, ExecError> {
-        let network = Network {
-            address: GUEST_ADDRESS,
-            prefix_bits: PREFIX_BITS,
-            gateway: GATEWAY_ADDRESS,
-            ca_pem,
-        };
+    pub(super) async fn network(&self, network: Network) -> Result<bool, ExecError> {
         match self.call(Call::Network(network)).await?.done().await {
             Ok(()) => Ok(true),
             // It does not know the call.

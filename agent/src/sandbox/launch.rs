@@ -143,6 +143,8 @@ pub(super) struct Booted {
     pub(super) guest: GuestLink,
     /// What a guest that goes on has mended. `None` of one that has just booted.
     pub(super) mended: Option<Mended>,
+    /// What it was told of its link to the outside, as a digest. `None`: not by this agent.
+    pub(super) network: Option<String>,
 }
 
 impl Machine {
@@ -372,7 +374,7 @@ impl Machine {
             }
         }
         let guest = GuestLink::new(self.vsock_path());
-        Ok(Booted { control, events, guest, mended: None })
+        Ok(Booted { control, events, guest, mended: None, network: None })
     }
 
     pub(super) fn control_path(&self) -> PathBuf {

@@ -83,7 +83,8 @@ mod tests {
     fn the_time_to_a_deletion_counts_from_the_suspend() {
         let snapshot = holdfast_model::SnapshotId::from_random([1; ID_BYTES]);
         let (reason, mode) = (StopReason::Idle, SuspendMode::Memory);
-        let saved = Saved { snapshot, at_ms: 1_000, reason, of_another: false, mode };
+        let saved =
+            Saved { snapshot, at_ms: 1_000, reason, of_another: false, mode, network: None };
         let text = r#"{"autoDeletePolicy":{"enabled":true,"deleteIntervalInSeconds":60}}"#;
         assert_eq!(delete_at_ms(&spec(Some(text)), &saved), Some(61_000));
         let off = r#"{"autoDeletePolicy":{"enabled":false,"deleteIntervalInSeconds":60}}"#;

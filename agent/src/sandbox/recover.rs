@@ -252,6 +252,7 @@ mod tests {
                 at_ms: 0,
                 reason,
                 of_another: false,
+                network: None,
                 mode: SuspendMode::Memory,
             }),
             from_snapshot: None,

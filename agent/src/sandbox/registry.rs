@@ -143,6 +143,7 @@ impl Draft {
             at_ms: now_ms(),
             reason: StopReason::Asked,
             of_another: true,
+            network: None,
             // What is another's says itself what it is.
             mode: SuspendMode::default(),
         });

@@ -60,6 +60,8 @@ impl Refusals {
 pub(super) struct Live {
     pub(super) control: Control,
     pub(super) guest: GuestLink,
+    /// What it was told of its link to the outside, as a digest. `None`: not by this agent.
+    pub(super) network: Option<String>,
     pub(super) vmm_pid: u32,
     pub(super) cgroup: PathBuf,
     pub(super) phases: BootPhases,

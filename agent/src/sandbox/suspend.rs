@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::join;
 use holdfast_model::{Event, SnapshotId, State, StopReason, SuspendMode};
 use holdfast_store::{SandboxRecord, Saved};
 use holdfast_wire::{
@@ -167,7 +168,8 @@ impl Driver {
         fault::at(Point::SuspendCopied);
         let snapshot = self.commit(still).await?;
         fault::at(Point::SuspendDurable);
-        Ok(Saved { snapshot, at_ms: now_ms(), reason, of_another: false, mode })
+        let network = live.network.clone();
+        Ok(Saved { snapshot, at_ms: now_ms(), reason, of_another: false, mode, network })
     }
 
     /// Has the guest write what it has not written, so that little is lost should its memory be, and
@@ -362,7 +364,6 @@ impl Driver {
             }
         };
         fault::at(Point::ResumeSpawned);
-        self.let_out(&mut machine).await;
         let boots = fetched.warmth == Warmth::Booted;
         let image = boots.then_some(&*image);
         let parted = match self.restore(&mut machine, image, &mut phases).await {
@@ -387,6 +388,7 @@ impl Driver {
         phases: &mut launch::BootPhases,
     ) -> Booting {
         let (node, record) = (Arc::clone(&self.node), self.record.clone());
+        let let_out = self.let_out(machine);
         let going_on = async {
             match image {
                 Some(image) => {
@@ -397,7 +399,7 @@ impl Driver {
             }
         };
         let restored = tokio::select! {
-            restored = going_on => restored,
+            (restored, ()) = join(going_on, let_out) => restored,
             ask = ending(&mut self.inbox) => return Booting::Asked(ask),
         };
         match restored {

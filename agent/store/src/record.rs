@@ -51,6 +51,9 @@ pub struct Saved {
     /// What was kept of it. Records of agents that knew no other are of memory.
     #[serde(default)]
     pub mode: SuspendMode,
+    /// What the guest was told of its link to the outside, as a digest. `None`: not known.
+    #[serde(default)]
+    pub network: Option<String>,
 }
 
 /// A snapshot that a client asked for.

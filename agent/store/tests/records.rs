@@ -124,6 +124,7 @@ fn a_clone_needs_its_snapshot_when_it_is_made_and_the_data_as_long_as_it_stands_
             at_ms: 1,
             reason: StopReason::Asked,
             of_another: true,
+            network: Some("digest".to_owned()),
             mode: SuspendMode::Memory,
         }),
         ..sandbox(1, "a", None)

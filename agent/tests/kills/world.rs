@@ -33,7 +33,8 @@ pub(crate) struct World {
     vmms: usize,
     /// In cgroups of sandboxes.
     shims: usize,
-    /// Beside these and the one from which the agent forks them.
+    /// Beside these, with a VMM or orders to make one: the nursery and the shims that wait for
+    /// orders are the agent's.
     stray_shims: usize,
     /// Of VMMs, all different.
     uids: usize,
@@ -118,7 +119,7 @@ impl World {
             disks: folders(&paths.sandboxes()),
             sockets: listening(&run),
             shims: ours.len(),
-            stray_shims: others.len().saturating_sub(1),
+            stray_shims: others.iter().filter(|shim| shim.name == "holdfast-shim").count(),
             uids: vmms.iter().map(|vmm| &vmm.uid).collect::<BTreeSet<_>>().len(),
             vmms: vmms.len(),
             cores: reserved("cpus"),
@@ -148,6 +149,8 @@ pub(crate) struct Process {
     uid: String,
     /// The last part of its cgroup's path.
     cgroup: String,
+    /// What it calls itself.
+    name: String,
 }
 
 /// The running processes of this program. A zombie has no program any more.
@@ -158,7 +161,8 @@ pub(crate) fn processes(name: &str) -> Vec<Process> {
         let uid = status.lines().find_map(|line| line.strip_prefix("Uid:").map(str::to_owned));
         let cgroup = fs::read_to_string(folder.join("cgroup")).ok()?;
         let cgroup = cgroup.trim_end().rsplit('/').next()?.to_owned();
-        program.ends_with(name).then_some(Process { uid: uid?, cgroup })
+        let own_name = fs::read_to_string(folder.join("comm")).ok()?.trim_end().to_owned();
+        program.ends_with(name).then_some(Process { uid: uid?, cgroup, name: own_name })
     };
     let entries = fs::read_dir("/proc").unwrap().flatten();
     entries.filter_map(|entry| runs(&entry.path())).collect()

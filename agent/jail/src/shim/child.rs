@@ -94,7 +94,7 @@ fn hand_over(orders: &Orders, given: Given, ends: &mut Ends) -> Result<OwnedFd, 
         ready.push((moved(fd)?, *number));
     }
     // Closed before their numbers are given to others, lest their drop close those.
-    drop((placed, given.program, given.door, given.pids, given.exit));
+    drop((placed, given.program, given.door, given.pids, given.exit, given.log));
     sys::close_on_exec_from(FIRST_FD).map_err(failed(step))?;
     for (fd, number) in &ready {
         sys::place(fd.as_fd(), *number).map_err(failed(step))?;

@@ -1,9 +1,9 @@
 //! The program `holdfast-shim`: the parent of one VMM, and what makes such parents.
 //!
 //! The agent may be killed or replaced at any time; somebody must still be there to learn how a VMM
-//! ended. The agent starts one [`nursery`], which forks a shim for each VMM. The shim takes its
-//! orders from the agent, enters the sandbox's cgroup, makes the VMM the first process of a pid
-//! namespace, tells the run folder both pids, gives up all it does not need, waits, records the
+//! ended. The agent starts one [`nursery`], which forks a shim for each VMM, ahead of use. The shim
+//! makes its namespaces and waits. It takes its orders from the agent, enters the sandbox's cgroup,
+//! makes the VMM the first process of the pid namespace, tells the run folder both pids, gives up all it does not need, waits, records the
 //! VMM's wait status and ends. A VMM does not outlive its shim: the kernel kills it when the shim
 //! ends.
 
@@ -16,7 +16,11 @@ mod room;
 #[allow(unsafe_code)]
 mod sys;
 
-use std::{io::Read, os::fd::OwnedFd, process::ExitCode};
+use std::{
+    io::Read,
+    os::fd::{AsFd, OwnedFd},
+    process::ExitCode,
+};
 
 use rustix::{
     io::Errno,
@@ -51,6 +55,7 @@ struct Given {
     pids: OwnedFd,
     exit: OwnedFd,
     config: OwnedFd,
+    log: OwnedFd,
     handed: Vec<OwnedFd>,
 }
 
@@ -77,20 +82,34 @@ pub fn run() -> ExitCode {
     nursery::run()
 }
 
-/// Receives orders and follows them until the VMM's program runs. `None`: this is the child, which
-/// could not become a VMM.
-fn start(agent: &OwnedFd, home: &Home) -> Result<Option<Started>, Failure> {
+/// All that is the same for every VMM. What it costs is the agent's, in its cgroup: the kernel's
+/// memory of some empty namespaces.
+fn get_ready() -> Result<(), Failure> {
+    setsid().map_err(failed("leave the agent's session"))?;
+    leave_namespaces()
+}
+
+/// Waits for orders. `None`: it is not needed any more.
+fn orders(agent: &OwnedFd) -> Result<Option<(Orders, Given)>, Failure> {
     let (text, fds) =
         receive(agent, MESSAGE_BYTES_MAX, FDS_MAX).map_err(failed("receive its orders"))?;
+    if text.is_empty() && fds.is_empty() {
+        return Ok(None);
+    }
     let text = str::from_utf8(&text).map_err(|_| misread())?;
     let orders = Orders::from_text(text).ok_or_else(misread)?;
     let given = given(&orders, fds)?;
+    Ok(Some((orders, given)))
+}
 
+/// Follows the orders until the VMM's program runs. `None`: this is the child, which could not
+/// become a VMM.
+fn start((orders, given): (Orders, Given), home: &Home) -> Result<Option<Started>, Failure> {
+    sys::place(given.log.as_fd(), 2).map_err(failed("have its log"))?;
     // First, so that all that follows is charged to the sandbox. `0` means the writer itself.
     rustix::io::write(&given.door, b"0").map_err(failed("enter the cgroup"))?;
-    setsid().map_err(failed("leave the agent's session"))?;
-    leave_namespaces()?;
-
+    // Of the cgroup it is in by now: that is the root the VMM sees.
+    unshare(UnshareFlags::NEWCGROUP).map_err(failed("make a namespace"))?;
     let (mut told, tell) = std::io::pipe().map_err(failed_io("make a pipe"))?;
     // The other end is the VMM's sign that this process lives, until the kernel's death signal is.
     let (watch, lifeline) = std::io::pipe().map_err(failed_io("make a pipe"))?;
@@ -117,8 +136,7 @@ fn leave_namespaces() -> Result<(), Failure> {
         | UnshareFlags::NEWPID
         | UnshareFlags::NEWNET
         | UnshareFlags::NEWIPC
-        | UnshareFlags::NEWUTS
-        | UnshareFlags::NEWCGROUP;
+        | UnshareFlags::NEWUTS;
     unshare(all).map_err(failed("make namespaces"))?;
     rustix::system::sethostname(HOST_NAME).map_err(failed("forget the host's name"))
 }
@@ -162,10 +180,10 @@ fn given(orders: &Orders, fds: Vec<OwnedFd>) -> Result<Given, Failure> {
     let mut fds = fds.into_iter();
     let mut next = || fds.next().ok_or_else(misread);
     let (program, door) = (next()?, next()?);
-    let (pids, exit, config) = (next()?, next()?, next()?);
+    let (pids, exit, config, log) = (next()?, next()?, next()?, next()?);
     let handed: Vec<_> = fds.collect();
     if handed.len() != orders.numbers.len() {
         return Err(misread());
     }
-    Ok(Given { program, door, pids, exit, config, handed })
+    Ok(Given { program, door, pids, exit, config, log, handed })
 }

@@ -18,7 +18,7 @@ use rustix::{
 };
 
 use super::{
-    FIRST_FD,
+    FIRST_FD, get_ready, orders,
     orders::{Answer, Failure, REQUEST, REQUEST_FDS, answer_to_bytes, failed},
     room, see_out, start, sys,
 };
@@ -26,6 +26,7 @@ use crate::messages::{receive, send};
 
 /// Names of the processes, in 15 bytes.
 const NURSERY: &CStr = c"shim-nursery";
+const WAITING: &CStr = c"shim-waiting";
 const SHIM: &CStr = c"holdfast-shim";
 
 /// What every shim begins with.
@@ -60,8 +61,8 @@ fn settle() -> Result<Home, Failure> {
 /// Forks a shim for every request, until the agent is gone.
 fn serve(agent: OwnedFd, home: Home) -> ExitCode {
     loop {
-        let (socket, log) = match request(&agent) {
-            Ok(Some(pair)) => pair,
+        let socket = match request(&agent) {
+            Ok(Some(socket)) => socket,
             Ok(None) => return ExitCode::SUCCESS,
             // The request's descriptors are closed: whoever waits for that shim hears of it.
             Err(Errno::BADMSG) => continue,
@@ -72,7 +73,7 @@ fn serve(agent: OwnedFd, home: Home) -> ExitCode {
             Ok(None) => {
                 // Its number is that of standard input, which is /dev/null for a VMM.
                 std::mem::forget(agent);
-                return be_shim(socket, log, home);
+                return be_shim(socket, home);
             }
             Ok(Some(_)) => {}
             Err(errno) => {
@@ -84,25 +85,34 @@ fn serve(agent: OwnedFd, home: Home) -> ExitCode {
 }
 
 /// `None`: the agent is gone.
-fn request(agent: &OwnedFd) -> Result<Option<(OwnedFd, OwnedFd)>, Errno> {
+fn request(agent: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
     let (text, fds) = receive(agent, REQUEST.len(), REQUEST_FDS)?;
     if text.is_empty() && fds.is_empty() {
         return Ok(None);
     }
     match <[OwnedFd; REQUEST_FDS]>::try_from(fds) {
-        Ok([socket, log]) if text == REQUEST => Ok(Some((socket, log))),
+        Ok([socket]) if text == REQUEST => Ok(Some(socket)),
         _ => Err(Errno::BADMSG),
     }
 }
 
-fn be_shim(agent: OwnedFd, log: OwnedFd, home: Home) -> ExitCode {
-    let settled = set_name(SHIM)
-        .and_then(|()| sys::place(log.as_fd(), 2))
+fn be_shim(agent: OwnedFd, home: Home) -> ExitCode {
+    let settled = set_name(WAITING)
         .and_then(|()| sys::place(std::io::stdout().as_fd(), 0))
         .and_then(|()| sys::reap_children_unseen(false))
-        .map_err(failed("begin"));
-    drop(log);
-    match settled.and_then(|()| start(&agent, &home)) {
+        .map_err(failed("begin"))
+        .and_then(|()| get_ready());
+    if answer(&agent, &settled, &[]).is_err() || settled.is_err() {
+        return ExitCode::FAILURE;
+    }
+    let started = match orders(&agent) {
+        Ok(Some(orders)) => {
+            set_name(SHIM).map_err(failed("take its name")).and_then(|()| start(orders, &home))
+        }
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(failure) => Err(failure),
+    };
+    match started {
         Ok(Some(started)) => {
             let handles = [started.own_handle.as_fd(), started.handle.as_fd()];
             // Nobody is told of this VMM: nobody would ever end it.

@@ -11,11 +11,11 @@ use crate::{Identity, ProcessLimits, messages::FDS_MAX};
 pub(crate) const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 /// Descriptors that are the shim's own: see [`OWN_FDS`].
 pub(crate) const HANDED_MAX: usize = FDS_MAX - OWN_FDS;
-/// In their order: the VMM's program, its cgroup's door, the files for pids and exit, and its
-/// configuration.
-pub(crate) const OWN_FDS: usize = 5;
-/// Descriptors of a request for a shim: the socket to talk to it by, and its stderr.
-pub(crate) const REQUEST_FDS: usize = 2;
+/// In their order: the VMM's program, its cgroup's door, the files for pids and exit, its
+/// configuration, and what it has as stderr.
+pub(crate) const OWN_FDS: usize = 6;
+/// Descriptors of a request for a shim: the socket to talk to it by.
+pub(crate) const REQUEST_FDS: usize = 1;
 /// Descriptors of the answer that a VMM runs: handles of the shim and of the VMM.
 pub(crate) const ANSWER_FDS: usize = 2;
 
@@ -107,8 +107,8 @@ impl Failure {
     }
 }
 
-/// What a shim answers once the VMM's program runs, and the run folder knows their pids; and the
-/// nursery once it takes requests.
+/// What a shim answers once it waits for its orders, and once the VMM's program runs and the run
+/// folder knows their pids; and the nursery once it takes requests.
 pub(crate) type Answer = Result<(), Failure>;
 
 pub(crate) fn answer_to_bytes(answer: &Answer) -> Vec<u8> {
