@@ -111,8 +111,16 @@ async fn resume(node: &Node, id: &SandboxId, name: &str) {
     say(&format!("{name}_resume_us"), us(began));
     assert_eq!(exec(node, id, "echo on").await, "on\n");
     say(&format!("{name}_first_output_us"), us(began));
-    for (phase, us) in node.registry.phases(id).unwrap().list() {
+    let phases = node.registry.phases(id).unwrap();
+    for (phase, us) in phases.list() {
         say(&format!("{name}_{phase}_us"), us);
+    }
+    // From the call to the VMM until PID 1 has answered over vsock.
+    say(&format!("{name}_restore_to_answer_us"), phases.boot_us + phases.start_us);
+    if let Some(report) = node.registry.details(id).await.unwrap().report {
+        for (phase, us) in report.phases.list() {
+            say(&format!("{name}_report_{phase}_us"), us);
+        }
     }
     tokio::time::sleep(SETTLE).await;
     let pid = node.registry.details(id).await.unwrap().vmm_pid;

@@ -2,7 +2,8 @@
 //! cargo feature `fault-points`, they are nothing.
 //!
 //! `HOLDFAST_FAULT_POINT=name` kills the process the first time it comes to the point of that name;
-//! `name:3` the third time.
+//! `name:3` the third time. With `HOLDFAST_FAULT_POWER` the whole machine is reset there, as when its
+//! power goes: what is not on its disks by then never will be.
 
 macro_rules! points {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
@@ -120,6 +121,9 @@ points! {
 /// The environment variable that names the point.
 pub const FAULT_POINT: &str = "HOLDFAST_FAULT_POINT";
 
+/// The environment variable by which the machine goes down with the process.
+pub const FAULT_POWER: &str = "HOLDFAST_FAULT_POWER";
+
 /// Passes the point, unless this process is to die at it.
 #[cfg(not(any(test, feature = "fault-points")))]
 pub(crate) fn at(_: Point) {}
@@ -142,6 +146,9 @@ pub(crate) fn at(point: Point) {
         && name == point.name()
         && left.fetch_sub(1, Ordering::AcqRel) == 1
     {
+        if std::env::var_os(FAULT_POWER).is_some() {
+            let _ = fs_err::write("/proc/sysrq-trigger", "b");
+        }
         // As by `kill -9`: nothing is dropped, flushed or told.
         let _ =
             rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);

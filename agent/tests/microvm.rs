@@ -10,6 +10,8 @@ mod api;
 mod clones;
 #[path = "microvm/crowd.rs"]
 mod crowd;
+#[path = "microvm/many.rs"]
+mod many;
 #[path = "microvm/neighbours.rs"]
 mod neighbours;
 #[path = "microvm/node.rs"]

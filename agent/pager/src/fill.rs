@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     os::{fd::OwnedFd, unix::fs::FileExt},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU8, Ordering},
         mpsc,
     },
@@ -12,7 +12,7 @@ use std::{
 };
 
 use fs_err as fs;
-use holdfast_snapshot::{Fill, Frame, FrameReader, Key, Kind, Name};
+use holdfast_snapshot::{Fill, Frame, FrameReader, Key, Kind, Name, Unpacked};
 use holdfast_wire::pager::{FIRST_MAX, Filled, PIECES_MAX, Piece, PieceKind, Request};
 use log::warn;
 use rustix::{event::Timespec, process::setpriority_process};
@@ -32,6 +32,10 @@ const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
 /// The guest itself comes before what it has not asked for.
 const NICENESS: i32 = 19;
+
+/// Frames that were asked for and are not in the memory file yet. What is asked for beyond that is
+/// written there before the next is answered.
+const UNWRITTEN_MAX: usize = 64;
 
 /// State of a frame.
 const UNTOUCHED: u8 = 0;
@@ -97,6 +101,7 @@ impl Job {
             fill,
             memory: self.memory,
             copy: self.copy,
+            unwritten: Mutex::default(),
             ended: AtomicBool::new(false),
         });
         let streaming = streamer.give(Arc::clone(&work), self.first.clone())?;
@@ -105,6 +110,7 @@ impl Job {
         work.ended.store(true, Ordering::SeqCst);
         streaming.join().map_err(|_| PagerError::Thread)??;
         let (faults, missed) = answered?;
+        work.write_rest()?;
         work.memory.release()?;
         let mut first = self.first;
         first.extend(missed);
@@ -156,6 +162,9 @@ struct Work {
     states: Vec<AtomicU8>,
     memory: Memory,
     copy: fs::File,
+    /// What somebody waited for: the memory file, for which nobody does, gets it from the other
+    /// thread.
+    unwritten: Mutex<Vec<Unpacked>>,
     /// One of the threads is done, well or badly.
     ended: AtomicBool,
 }
@@ -174,8 +183,17 @@ impl Work {
                 };
                 missed.push(at);
                 // Claimed or not: who waits does not wait for a thread of low priority.
-                if self.state(frame).load(Ordering::SeqCst) != THERE {
-                    self.bring(&mut reader, frame)?;
+                if self.state(frame).swap(CLAIMED, Ordering::SeqCst) == THERE {
+                    self.state(frame).store(THERE, Ordering::SeqCst);
+                    continue;
+                }
+                let unpacked = self.bring(&mut reader, frame)?;
+                let mut unwritten = self.unwritten();
+                if unwritten.len() < UNWRITTEN_MAX {
+                    unwritten.push(unpacked);
+                } else {
+                    drop(unwritten);
+                    self.write(&unpacked)?;
                 }
             }
         }
@@ -202,8 +220,10 @@ impl Work {
                 .compare_exchange(UNTOUCHED, CLAIMED, Ordering::SeqCst, Ordering::SeqCst)
                 .is_ok()
             {
-                self.bring(&mut reader, frame)?;
+                let unpacked = self.bring(&mut reader, frame)?;
+                self.write(&unpacked)?;
             }
+            self.write_rest()?;
         }
         Ok(())
     }
@@ -212,18 +232,33 @@ impl Work {
         &self.states[self.fill.place(frame)]
     }
 
-    fn bring(&self, reader: &mut FrameReader, frame: Frame) -> Result<(), PagerError> {
+    /// Puts a frame where the guest has it.
+    fn bring(&self, reader: &mut FrameReader, frame: Frame) -> Result<Unpacked, PagerError> {
         let unpacked = self.fill.unpack(reader, frame)?;
         for (at, text) in unpacked.runs() {
             if self.memory.put(at, text)? == Guest::Gone {
                 return Err(PagerError::GuestGone);
             }
         }
-        // Nobody waits for this.
+        self.state(frame).store(THERE, Ordering::SeqCst);
+        Ok(unpacked)
+    }
+
+    /// Into the memory file.
+    fn write(&self, unpacked: &Unpacked) -> Result<(), PagerError> {
         for (at, text) in unpacked.runs() {
             self.copy.file().write_all_at(text, at).map_err(PagerError::Copy)?;
         }
-        self.state(frame).store(THERE, Ordering::SeqCst);
         Ok(())
+    }
+
+    fn write_rest(&self) -> Result<(), PagerError> {
+        let unwritten = std::mem::take(&mut *self.unwritten());
+        unwritten.iter().try_for_each(|unpacked| self.write(unpacked))
+    }
+
+    fn unwritten(&self) -> MutexGuard<'_, Vec<Unpacked>> {
+        // A thread that panicked left a list that is whole; the process ends for that in any case.
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

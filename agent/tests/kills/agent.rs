@@ -12,7 +12,7 @@ use fs_err as fs;
 use holdfast_api::path;
 use holdfastd::{
     daemon::Daemon,
-    fault::{FAULT_POINT, Point},
+    fault::{FAULT_POINT, FAULT_POWER, Point},
     sandbox::Ending,
 };
 use reqwest::{Client, Method};
@@ -102,6 +102,15 @@ impl Answer {
 
 impl Agent {
     pub(crate) async fn start(place: &Place, fault: Option<Point>) -> Self {
+        Self::start_by(place, fault, false).await
+    }
+
+    /// One with which the whole machine goes down at its point.
+    pub(crate) async fn start_without_power(place: &Place, point: Point) -> Self {
+        Self::start_by(place, Some(point), true).await
+    }
+
+    async fn start_by(place: &Place, fault: Option<Point>, power: bool) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
             .args(["--exact", "agent_process", "--nocapture"])
@@ -111,6 +120,9 @@ impl Agent {
             .stdout(Stdio::piped());
         if let Some(point) = fault {
             command.env(FAULT_POINT, point.name());
+        }
+        if power {
+            command.env(FAULT_POWER, "1");
         }
         let mut process = command.spawn().unwrap();
         let stdin = process.stdin.take();
@@ -194,6 +206,12 @@ impl Agent {
             "resources": {"cpu": "500m", "memory": "128Mi", "disk": "1Gi"},
             "labels": {"name": name},
         });
+        self.call(Method::PUT, &path::sandboxes(&group()), Some(body), name).await
+    }
+
+    /// A sandbox made of a snapshot; the same name makes the same.
+    pub(crate) async fn create_from(&self, snapshot: &str, name: &str) -> Answer {
+        let body = json!({"sourcesRef": {"snapshot": {"id": snapshot}}});
         self.call(Method::PUT, &path::sandboxes(&group()), Some(body), name).await
     }
 

@@ -9,6 +9,7 @@ mod agent;
 #[path = "../microvm/node.rs"]
 #[allow(dead_code)]
 mod node;
+mod power;
 mod stream;
 mod world;
 

@@ -153,6 +153,7 @@ pub(crate) fn config_in(folder: &Path) -> Config {
     config.paths.vmm = program("HOLDFAST_VMM");
     config.paths.shim = program("HOLDFAST_SHIM");
     config.paths.pager = program("HOLDFAST_PAGER");
+    config.paths.egress = program("HOLDFAST_EGRESS");
     config.paths.kernel = program("HOLDFAST_VMLINUX");
     config.paths.initramfs = program("HOLDFAST_INITRAMFS");
     // The machine that runs the tests keeps its hardware threads.
