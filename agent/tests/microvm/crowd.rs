@@ -69,10 +69,27 @@ fn count(pid: u32) -> Counted {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let after_name: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
     counted.ticks = after_name[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum();
-    let status = format!("/proc/{pid}/status");
-    counted.own_kib =
-        ["RssAnon:", "RssFile:"].iter().map(|key| field(Path::new(&status), key)).sum();
+    counted.own_kib = own_kib(pid);
     counted
+}
+
+/// What is resident of all mappings but those of guest memory: a file in memory, or, of a guest that
+/// began as a clone, the memory file that it is a private view of.
+fn own_kib(pid: u32) -> u64 {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let (mut of_guest, mut sum) = (false, 0);
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("Rss:") if !of_guest => sum += words.next().unwrap().parse::<u64>().unwrap(),
+            // Its range begins the lines of a mapping, and ends with its name, if it has one.
+            Some(range) if !range.ends_with(':') => {
+                of_guest = line.contains("/memory-") || line.contains("/memfd:");
+            }
+            _ => {}
+        }
+    }
+    sum
 }
 
 fn field(path: &Path, key: &str) -> u64 {

@@ -14,7 +14,7 @@ use rustix::{
 
 use crate::{
     guest::Guest,
-    modules, mounts, network, power, rpc, sys,
+    modules, mounts, network, power, rpc, scheduler, sys,
     vsock::{self, Vsock},
     workload::Site,
 };
@@ -81,6 +81,7 @@ fn settle() {
     for (path, value) in SETTINGS {
         let _ = fs_err::write(path, value);
     }
+    let _ = scheduler::let_idle_cpus_sleep();
 }
 
 /// The one line of a good boot, and one for each trouble. Kept short: each byte is a VM exit.

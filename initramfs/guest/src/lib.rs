@@ -31,6 +31,7 @@ mod replay;
 mod resumed;
 mod root;
 pub mod rpc;
+mod scheduler;
 mod signals;
 mod sys;
 mod trust;
