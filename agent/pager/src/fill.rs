@@ -5,10 +5,11 @@ use std::{
     os::{fd::OwnedFd, unix::fs::FileExt},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
         mpsc,
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use fs_err as fs;
@@ -36,6 +37,13 @@ const NICENESS: i32 = 19;
 /// Frames that were asked for and are not in the memory file yet. What is asked for beyond that is
 /// written there before the next is answered.
 const UNWRITTEN_MAX: usize = 64;
+
+/// What nobody has asked for is brought from so long on, unless the guest still asks.
+const EARLIEST: Duration = Duration::from_millis(30);
+/// A guest that asks for nothing for so long has what it needs just now.
+const QUIET: Duration = Duration::from_millis(5);
+/// From then on in any case: the sooner all is there, the sooner nobody has to ask.
+const LATEST: Duration = Duration::from_millis(250);
 
 /// State of a frame.
 const UNTOUCHED: u8 = 0;
@@ -102,6 +110,8 @@ impl Job {
             memory: self.memory,
             copy: self.copy,
             unwritten: Mutex::default(),
+            began: Instant::now(),
+            asked_us: AtomicU64::new(0),
             ended: AtomicBool::new(false),
         });
         let streaming = streamer.give(Arc::clone(&work), self.first.clone())?;
@@ -117,6 +127,10 @@ impl Job {
         first.truncate(FIRST_MAX);
         Ok(Filled { faults, bytes: work.memory.put.load(Ordering::Relaxed), first })
     }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The thread that brings what nobody has asked for yet.
@@ -165,6 +179,9 @@ struct Work {
     /// What somebody waited for: the memory file, for which nobody does, gets it from the other
     /// thread.
     unwritten: Mutex<Vec<Unpacked>>,
+    began: Instant,
+    /// When a page was asked for last, in microseconds after that.
+    asked_us: AtomicU64,
     /// One of the threads is done, well or badly.
     ended: AtomicBool,
 }
@@ -177,6 +194,7 @@ impl Work {
         while !self.ended.load(Ordering::SeqCst) {
             for at in self.memory.wait(PATIENCE)? {
                 count += 1;
+                self.asked_us.store(micros(self.began.elapsed()), Ordering::Relaxed);
                 let Some(frame) = self.fill.frame_at(at) else {
                     self.memory.put(at - at % PAGE_BYTES, &ZERO)?;
                     continue;
@@ -209,8 +227,31 @@ impl Work {
 
     fn try_to_stream(&self, first: &[u64]) -> Result<(), PagerError> {
         let mut reader = FrameReader::new()?;
-        let wanted = first.iter().filter_map(|at| self.fill.frame_at(*at));
-        for frame in wanted.chain(self.fill.frames()) {
+        self.stream_all(&mut reader, first.iter().filter_map(|at| self.fill.frame_at(*at)))?;
+        self.wait_for_quiet();
+        self.stream_all(&mut reader, self.fill.frames())
+    }
+
+    /// The guest's CPUs may be this thread's too, and its cgroup is another: priorities do not hold
+    /// between them.
+    fn wait_for_quiet(&self) {
+        loop {
+            let now = self.began.elapsed();
+            let asked = Duration::from_micros(self.asked_us.load(Ordering::Relaxed));
+            let quiet = now >= EARLIEST && now.saturating_sub(asked) >= QUIET;
+            if quiet || now >= LATEST || self.ended.load(Ordering::SeqCst) {
+                return;
+            }
+            thread::park_timeout(Duration::from_millis(1));
+        }
+    }
+
+    fn stream_all(
+        &self,
+        reader: &mut FrameReader,
+        frames: impl Iterator<Item = Frame>,
+    ) -> Result<(), PagerError> {
+        for frame in frames {
             // The other thread gave up.
             if self.ended.load(Ordering::SeqCst) {
                 break;
@@ -220,7 +261,7 @@ impl Work {
                 .compare_exchange(UNTOUCHED, CLAIMED, Ordering::SeqCst, Ordering::SeqCst)
                 .is_ok()
             {
-                let unpacked = self.bring(&mut reader, frame)?;
+                let unpacked = self.bring(reader, frame)?;
                 self.write(&unpacked)?;
             }
             self.write_rest()?;
