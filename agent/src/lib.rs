@@ -7,6 +7,7 @@ pub mod auth;
 mod blocking;
 mod bundle;
 pub mod config;
+mod confined;
 pub mod daemon;
 pub mod durable;
 pub mod egress;
