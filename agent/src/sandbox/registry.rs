@@ -149,18 +149,17 @@ impl Draft {
         });
         let gives_policy = spec.egress_json.is_some();
         let record = SandboxRecord {
-            id: SandboxId::from_random(random_id().map_err(CreateError::Random)?),
-            group,
-            spec,
-            state: State::Creating,
-            failure: None,
-            image: image.record.digest,
-            created_at_ms: now_ms(),
             request_id,
-            uid: None,
             saved,
             from_snapshot: from_snapshot.flatten(),
             egress_generation: u64::from(gives_policy),
+            ..SandboxRecord::accepted(
+                SandboxId::from_random(random_id().map_err(CreateError::Random)?),
+                group,
+                spec,
+                image.record.digest,
+                now_ms(),
+            )
         };
         Ok((record, image))
     }

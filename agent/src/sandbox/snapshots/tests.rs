@@ -116,14 +116,10 @@ pub(super) fn record(id: SnapshotId, data: SnapshotId) -> holdfast_store::Snapsh
         labels: Default::default(),
         data,
         spec: holdfast_model::SandboxSpec {
-            image: holdfast_model::sandbox::ImageSource::Public("a".to_owned()),
             resources: holdfast_model::Resources::DEFAULT,
-            labels: Default::default(),
-            environment: Default::default(),
-            entrypoint: None,
-            cmd: None,
-            lifecycle_json: None,
-            egress_json: None,
+            ..holdfast_model::SandboxSpec::of_image(holdfast_model::sandbox::ImageSource::Public(
+                "a".to_owned(),
+            ))
         },
         image: holdfast_model::Digest::from_sha256([1; 32]),
         bytes: 0,
