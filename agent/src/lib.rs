@@ -8,6 +8,7 @@ mod blocking;
 mod bundle;
 pub mod config;
 mod confined;
+pub mod credentials;
 pub mod daemon;
 pub mod durable;
 pub mod egress;

@@ -124,6 +124,16 @@ pub struct SecretRecord {
     pub updated_at_ms: u64,
 }
 
+/// A key that tokens of identities are signed with, wrapped with the node's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SigningKeyRecord {
+    /// As tokens name it.
+    pub id: String,
+    pub wrapped: Vec<u8>,
+    /// Milliseconds since 1970. The newest key whose time has come signs.
+    pub signs_from_ms: u64,
+}
+
 /// What was decided about one flow of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DecisionRecord {

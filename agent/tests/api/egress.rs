@@ -87,6 +87,12 @@ async fn a_policy_rules_until_another_one_that_is_right_and_outlives_the_daemon(
     let message = answer.refused(400, "InvalidRequest");
     assert!(message.starts_with(r#"rules[0] "key": match.host: "#), "{message}");
     assert!(answer.error().hint.unwrap().contains("`*.example.com`"));
+    let mut assigned = policy();
+    assigned["rules"][0]["action"]["headers"][0]["valueRef"] = json!({"managedIdentityRef": {
+        "type": "UserAssigned", "resource": "https://v.test", "identityResourceId": "/x/other"
+    }});
+    let answer = server.post(&at, assigned.to_string()).await;
+    answer.refused(400, "UnsupportedField");
     let cases = [
         ("", "MalformedJson"),
         ("{}", "InvalidRequest"),
