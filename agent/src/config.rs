@@ -15,7 +15,7 @@ use holdfast_wire::egress::{self, ProxyKind, UpstreamProxy};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use crate::egress::parse_resolver;
+use crate::{egress::parse_resolver, tls::host_name};
 
 /// Where the configuration is looked for when no `--config` is given. A missing file means
 /// defaults.
@@ -36,6 +36,7 @@ pub struct Config {
     pub snapshots: Snapshots,
     pub remote: Remote,
     pub egress: Egress,
+    pub identity: Identity,
     pub limits: Limits,
 }
 
@@ -182,6 +183,15 @@ pub struct Egress {
     pub mints_per_minute: u32,
     /// Seconds after which a connection ends that says nothing.
     pub idle_seconds: u32,
+}
+
+/// Who the node says it is in the tokens of groups' identities.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Identity {
+    /// `https://HOST[:PORT][/PATH]`, below which whoever verifies tokens finds what the node serves
+    /// for that. Empty: the first of the API's names, and its port.
+    pub issuer: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -378,6 +388,11 @@ impl Config {
                 "must be http://, https:// or socks5://, and HOST:PORT behind it",
             ),
             ("egress.buffer_mib", (1..4096).contains(&self.egress.buffer_mib), "must be 1 to 4095"),
+            (
+                "identity.issuer",
+                self.identity.issuer.is_empty() || self.identity.is_an_issuer(),
+                "must be https://HOST[:PORT][/PATH], without a slash at its end",
+            ),
             ("limits.connections_max", self.limits.connections_max > 0, "must be at least 1"),
             (
                 "remote.url",
@@ -464,6 +479,37 @@ impl Egress {
     }
 }
 
+impl Config {
+    /// The issuer of the node's tokens (OpenID Connect Discovery 1.0, section 3).
+    pub fn issuer_url(&self) -> String {
+        if !self.identity.issuer.is_empty() {
+            return self.identity.issuer.clone();
+        }
+        let host = self.api.server_names.first().cloned().unwrap_or_else(host_name);
+        let host = match host.parse::<std::net::Ipv6Addr>() {
+            Ok(address) => format!("[{address}]"),
+            Err(_) => host,
+        };
+        match self.api.listen.port() {
+            443 => format!("https://{host}"),
+            port => format!("https://{host}:{port}"),
+        }
+    }
+}
+
+impl Identity {
+    fn is_an_issuer(&self) -> bool {
+        let plain = |url: Url| {
+            url.scheme() == "https"
+                && url.has_host()
+                && url.username().is_empty()
+                && url.query().is_none()
+                && url.fragment().is_none()
+        };
+        !self.issuer.ends_with('/') && Url::parse(&self.issuer).is_ok_and(plain)
+    }
+}
+
 impl Paths {
     /// The writable image store.
     pub fn images(&self) -> PathBuf {
@@ -518,6 +564,9 @@ mod tests {
             ("[egress]\nupstream_proxy = 'ftp://proxy.test'", "egress.upstream_proxy"),
             ("[egress]\nupstream_proxy = 'http://proxy.test/path'", "egress.upstream_proxy"),
             ("[egress]\nbuffer_mib = 4096", "egress.buffer_mib"),
+            ("[identity]\nissuer = 'http://node.test'", "identity.issuer"),
+            ("[identity]\nissuer = 'https://node.test/'", "identity.issuer"),
+            ("[identity]\nissuer = 'https://node.test?a'", "identity.issuer"),
             ("[host]\nsmt = 'on'", "smt"),
             ("[remote]\nurl = 'file:///srv'", "remote.url"),
             ("[remote]\nurl = 's3://b'\nendpoint = 'x'", "remote.url"),
@@ -530,6 +579,16 @@ mod tests {
             let message = parse(text).unwrap_err().to_string();
             assert!(message.contains(key), "{message}");
         }
+    }
+
+    #[test]
+    fn the_issuer_is_the_one_named_or_the_apis_own_name() {
+        let issuer = |text: &str| parse(text).unwrap().issuer_url();
+        assert_eq!(issuer("[identity]\nissuer = 'https://id.test/x'"), "https://id.test/x");
+        assert_eq!(issuer("[api]\nserver_names = ['a.test', 'b']"), "https://a.test:8443");
+        let own = "[api]\nserver_names = ['2001:db8::1']\nlisten = '[::]:443'";
+        assert_eq!(issuer(own), "https://[2001:db8::1]");
+        assert_eq!(issuer(""), format!("https://{}:8443", host_name()));
     }
 
     #[test]

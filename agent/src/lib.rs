@@ -7,6 +7,8 @@ pub mod auth;
 mod blocking;
 mod bundle;
 pub mod config;
+mod confined;
+pub mod credentials;
 pub mod daemon;
 pub mod durable;
 pub mod egress;

@@ -11,36 +11,22 @@ mod registry;
 use std::net::TcpListener;
 
 use archive::Archive;
-use holdfast_model::{
-    Digest, Resources, SandboxId, SandboxSpec, Secret, State, sandbox::ImageSource,
-};
+use holdfast_model::{Digest, SandboxId, SandboxSpec, Secret, State, sandbox::ImageSource};
 use holdfast_store::{DiskImageRecord, DiskImageState, SandboxRecord};
 use holdfastd::images::{Credentials, GcError, ImageError};
 use node::{Node, new_image};
 
 fn sandbox_of(record: &DiskImageRecord, image: Digest) -> SandboxRecord {
     SandboxRecord {
-        id: SandboxId::from_random([1; 20]),
-        group: record.group.clone(),
-        spec: SandboxSpec {
-            image: ImageSource::Disk(record.id.clone()),
-            resources: Resources::DEFAULT,
-            labels: Default::default(),
-            environment: Default::default(),
-            entrypoint: None,
-            cmd: None,
-            lifecycle_json: None,
-            egress_json: None,
-        },
         state: State::Failed,
         failure: Some("not started".to_owned()),
-        image,
-        created_at_ms: 0,
-        request_id: None,
-        uid: None,
-        saved: None,
-        from_snapshot: None,
-        egress_generation: 0,
+        ..SandboxRecord::accepted(
+            SandboxId::from_random([1; 20]),
+            record.group.clone(),
+            SandboxSpec::of_image(ImageSource::Disk(record.id.clone())),
+            image,
+            0,
+        )
     }
 }
 

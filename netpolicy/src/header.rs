@@ -153,7 +153,7 @@ pub enum Identity {
 pub struct ManagedIdentityRef {
     pub identity: Identity,
     pub resource: String,
-    /// `None`: the token as it is.
+    /// `None`: after `Bearer ` in Authorization, and as it is in another header.
     pub format: Option<ValueFormat>,
 }
 
@@ -189,6 +189,23 @@ impl Serialize for ManagedIdentityRef {
 pub enum ValueRef {
     SecretRef(SecretRef),
     ManagedIdentityRef(ManagedIdentityRef),
+}
+
+impl ValueRef {
+    /// What a header of this name has as its value when this is what is referred to.
+    pub fn written(&self, name: &HeaderName, value: &str) -> Result<HeaderValue, BadHeader> {
+        match self {
+            Self::SecretRef(SecretRef { format: Some(format), .. })
+            | Self::ManagedIdentityRef(ManagedIdentityRef { format: Some(format), .. }) => {
+                format.apply(value)
+            }
+            // A token alone is no credential there (RFC 6750, section 2.1).
+            Self::ManagedIdentityRef(_) if name.0.eq_ignore_ascii_case("authorization") => {
+                HeaderValue::parse(&format!("Bearer {value}"))
+            }
+            _ => HeaderValue::parse(value),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -310,6 +327,22 @@ mod tests {
             assert!(matches!(HeaderName::parse(name), Err(BadHeader::Name(_))), "{name}");
         }
         assert_eq!(HeaderName::parse("X-Api-Key"), HeaderName::parse("x-api-key"));
+    }
+
+    #[test]
+    fn a_token_is_a_bearer_token_in_authorization_unless_a_format_says_otherwise() {
+        let written = |name: &str, format: Option<&str>| {
+            let reference = ValueRef::ManagedIdentityRef(ManagedIdentityRef {
+                identity: Identity::SystemAssigned,
+                resource: "https://vault.test".to_owned(),
+                format: format.map(|format| ValueFormat::parse(format).unwrap()),
+            });
+            let value = reference.written(&HeaderName::parse(name).unwrap(), "t0ken").unwrap();
+            value.as_str().to_owned()
+        };
+        assert_eq!(written("authorization", None), "Bearer t0ken");
+        assert_eq!(written("Authorization", Some("Token {value}")), "Token t0ken");
+        assert_eq!(written("X-Token", None), "t0ken");
     }
 
     #[test]

@@ -2,8 +2,10 @@
 //!
 //! The policy itself is read and written by the crate `netpolicy`, whose form is that of the wire.
 
-use holdfast_netpolicy::Policy;
+use holdfast_netpolicy::{Identity, Policy, ValueRef};
 use serde::{Deserialize, Serialize};
+
+use crate::decode::BadBody;
 
 /// What a policy is made of, for clients that may use this crate alone.
 pub use holdfast_netpolicy as policy;
@@ -13,6 +15,19 @@ pub use holdfast_netpolicy as policy;
 pub fn of_record(json: Option<&str>) -> Policy {
     let read = |json: &str| Policy::parse(json.as_bytes()).ok();
     json.and_then(read).unwrap_or_default()
+}
+
+/// A policy as its record keeps it. Groups have their own identity and no other yet: a rule that
+/// names one would be kept and never carried out.
+pub fn checked_json(policy: &Policy) -> Result<String, BadBody> {
+    let assigned = |reference: &ValueRef| match reference {
+        ValueRef::ManagedIdentityRef(of) => of.identity != Identity::SystemAssigned,
+        ValueRef::SecretRef(_) => false,
+    };
+    if policy.value_refs().any(assigned) {
+        return Err(BadBody::NotYet { field: "managedIdentityRef.identityResourceId" });
+    }
+    Ok(policy.to_json())
 }
 
 /// Answer of `GET …/sandboxes/{id}/egress-decisions`.

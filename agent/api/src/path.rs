@@ -145,5 +145,9 @@ pub const METRICS: &str = "/metrics";
 pub const IMAGES_GC: &str = "/v1/images:gc";
 pub const SNAPSHOTS_GC: &str = "/v1/snapshots:gc";
 pub const CA: &str = "/v1/ca.pem";
+/// What whoever verifies tokens of groups' identities asks for first.
+pub const OPENID: &str = "/.well-known/openid-configuration";
+/// The keys that they are signed with.
+pub const JWKS: &str = "/.well-known/jwks.json";
 pub const HEALTHZ: &str = "/healthz";
 pub const READYZ: &str = "/readyz";

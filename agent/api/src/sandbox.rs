@@ -336,7 +336,7 @@ fn clone_spec(snapshot: SnapshotId, request: CreateSandbox) -> Result<CloneSpec,
     let labels = request.labels.unwrap_or_default();
     labels::check(&labels)?;
     let lifecycle_json = request.lifecycle.as_ref().map(Lifecycle::checked_json).transpose()?;
-    let egress_json = request.egress_policy.as_ref().map(Policy::to_json);
+    let egress_json = request.egress_policy.as_ref().map(egress::checked_json).transpose()?;
     Ok(CloneSpec { snapshot, labels, lifecycle_json, egress_json })
 }
 
@@ -363,7 +363,7 @@ impl TryFrom<CreateSandbox> for SandboxSpec {
             entrypoint: request.entrypoint,
             cmd: request.cmd,
             lifecycle_json: request.lifecycle.as_ref().map(Lifecycle::checked_json).transpose()?,
-            egress_json: request.egress_policy.as_ref().map(Policy::to_json),
+            egress_json: request.egress_policy.as_ref().map(egress::checked_json).transpose()?,
         })
     }
 }

@@ -79,6 +79,22 @@ pub struct SandboxSpec {
     pub egress_json: Option<String>,
 }
 
+impl SandboxSpec {
+    /// What is asked for by naming an image and nothing else.
+    pub fn of_image(image: ImageSource) -> Self {
+        Self {
+            image,
+            resources: Resources::DEFAULT,
+            labels: BTreeMap::new(),
+            environment: BTreeMap::new(),
+            entrypoint: None,
+            cmd: None,
+            lifecycle_json: None,
+            egress_json: None,
+        }
+    }
+}
+
 /// What a sandbox is to be that is made from a snapshot. The rest is as it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CloneSpec {

@@ -56,6 +56,13 @@ impl Key {
         self.derive(group.as_bytes(), b"holdfast group key 1").map(Self)
     }
 
+    /// A key for one purpose, the same wherever this one is known. Nothing leads from it back to this
+    /// one, or to that of another purpose or number.
+    pub fn derived(&self, purpose: &str, number: u8) -> Result<Self, SnapshotError> {
+        let salt = [purpose.as_bytes(), &[number]].concat();
+        self.derive(&salt, b"holdfast derived key 1").map(Self)
+    }
+
     /// Whether they are the same, in constant time.
     pub fn is(&self, other: &Self) -> bool {
         // The comparison of hashes is.
@@ -209,6 +216,14 @@ mod tests {
         assert_eq!(key.open("secret a", b"short").unwrap(), None);
         sealed[20] ^= 1;
         assert_eq!(key.open("secret a", &sealed).unwrap(), None);
+    }
+
+    #[test]
+    fn a_derived_key_is_that_of_its_key_purpose_and_number_alone() {
+        let of = |byte, purpose, number| Key::new([byte; 32]).derived(purpose, number).unwrap().0;
+        assert_eq!(of(1, "a", 0), of(1, "a", 0));
+        let others = [of(1, "b", 0), of(1, "a", 1), of(2, "a", 0), [1; 32]];
+        assert!(!others.contains(&of(1, "a", 0)));
     }
 
     #[test]

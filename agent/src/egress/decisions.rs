@@ -337,7 +337,7 @@ impl Decisions {
 #[cfg(test)]
 mod tests {
     use holdfast_model::{
-        Digest, GroupKey, Resources, SandboxSpec, State, id::ID_BYTES, sandbox::ImageSource,
+        Digest, GroupKey, SandboxSpec, State, id::ID_BYTES, sandbox::ImageSource,
     };
     use holdfast_store::SandboxRecord;
 
@@ -349,27 +349,14 @@ mod tests {
 
     fn sandbox(byte: u8) -> SandboxRecord {
         SandboxRecord {
-            id: id(byte),
-            group: GroupKey::local_default(),
-            spec: SandboxSpec {
-                image: ImageSource::Public("debian".to_owned()),
-                resources: Resources::DEFAULT,
-                labels: Default::default(),
-                environment: Default::default(),
-                entrypoint: None,
-                cmd: None,
-                lifecycle_json: None,
-                egress_json: None,
-            },
             state: State::Running,
-            failure: None,
-            image: Digest::from_sha256([0; 32]),
-            created_at_ms: 0,
-            request_id: None,
-            uid: None,
-            saved: None,
-            from_snapshot: None,
-            egress_generation: 0,
+            ..SandboxRecord::accepted(
+                id(byte),
+                GroupKey::local_default(),
+                SandboxSpec::of_image(ImageSource::Public("debian".to_owned())),
+                Digest::from_sha256([0; 32]),
+                0,
+            )
         }
     }
 

@@ -6,7 +6,7 @@ use holdfast_jail::JailError;
 use holdfast_model::{GroupKey, SandboxId};
 use holdfast_wire::frame::FrameError;
 
-use crate::tls::TlsError;
+use crate::credentials::KeyError;
 
 /// Why what was asked for a sandbox's egress did not come to be. Until it does nothing leaves the
 /// sandbox, or only what its earlier policy allows.
@@ -16,7 +16,7 @@ pub enum EgressError {
     Authority {
         group: Box<GroupKey>,
         #[source]
-        source: Box<TlsError>,
+        source: Box<KeyError>,
     },
     #[error("cannot {action} {}", path.display())]
     File {

@@ -5,6 +5,7 @@
 //! new one. A process that ends is started again and told everything before it serves anybody; one
 //! that outlived an earlier agent is found by its socket. While there is none, nothing leaves.
 
+mod asks;
 mod decisions;
 mod error;
 mod link;
@@ -12,6 +13,7 @@ mod process;
 mod setup;
 mod supervisor;
 mod told;
+mod values;
 
 use std::{
     collections::HashMap,
@@ -23,6 +25,7 @@ use std::{
 use fs_err as fs;
 use holdfast_jail::{CgroupTree, SlotSockets};
 use holdfast_model::{GroupKey, SandboxId};
+use holdfast_netpolicy::Policy;
 use holdfast_wire::egress::{self as wire, Credential};
 use log::{info, warn};
 use sha2::{Digest as _, Sha256};
@@ -30,20 +33,21 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::setup::parse_resolver;
+use self::{
+    asks::Ask,
+    process::{CGROUP_PREFIX, Place},
+    setup::Setup,
+    supervisor::{Gauges, Supervisor},
+};
 pub use self::{
     decisions::{Decided, Decisions, Report},
     error::EgressError,
     process::EGRESS_UID,
     told::sink,
 };
-use self::{
-    process::{CGROUP_PREFIX, Place},
-    setup::Setup,
-    supervisor::{Ask, Gauges, Supervisor},
-};
 use crate::{
-    auth::hex, blocking::off_thread, config::Config, error_chain::error_chain, metrics::Metrics,
-    tls::Authority,
+    auth::hex, blocking::off_thread, config::Config, credentials::KeyError,
+    error_chain::error_chain, metrics::Metrics, tls::Authority,
 };
 
 /// Asks waiting for one group: as many as there may be launches under way, and policies being
@@ -60,8 +64,23 @@ pub struct Rules {
     pub generation: u64,
     /// JSON.
     pub policy: Vec<u8>,
-    /// Values of everything that the policy refers to.
-    pub secrets: Vec<Credential>,
+}
+
+/// What the processes need to know that is kept elsewhere. Calls block.
+pub trait Credentials: Send + Sync {
+    /// The group's CA: the same at each call.
+    fn authority(&self, group: &GroupKey) -> Result<Authority, KeyError>;
+
+    /// The values behind a policy's references, as they are now and as far as there are any.
+    fn values(&self, group: &GroupKey, sandbox: &SandboxId, policy: &Policy) -> Values;
+}
+
+/// Values behind a policy's references.
+#[derive(Debug, Default)]
+pub struct Values {
+    pub credentials: Vec<Credential>,
+    /// Milliseconds since 1970, when they should be asked for again. `None`: when they are changed.
+    pub renew_at_ms: Option<u64>,
 }
 
 /// How the sockets of a sandbox's slot are had.
@@ -94,7 +113,6 @@ struct Groups {
 #[derive(Clone)]
 struct Group {
     asks: mpsc::Sender<Ask>,
-    ca: Arc<Authority>,
     gauges: Arc<Gauges>,
 }
 
@@ -102,17 +120,27 @@ struct Group {
 struct Shared {
     program: PathBuf,
     run: PathBuf,
-    state: PathBuf,
     cgroups: CgroupTree,
     config: crate::config::Egress,
     setup: RwLock<Setup>,
     metrics: Arc<Metrics>,
+    credentials: Arc<dyn Credentials>,
     sink: Sink,
 }
 
 impl Shared {
     fn setup(&self) -> Setup {
         self.setup.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads and derives off the async threads.
+    async fn authority(self: &Arc<Self>, group: &GroupKey) -> Result<Authority, EgressError> {
+        let (shared, of) = (Arc::clone(self), group.clone());
+        let had = off_thread(move || shared.credentials.authority(&of)).await;
+        had.map_err(|source| EgressError::Authority {
+            group: Box::new(group.clone()),
+            source: Box::new(source),
+        })
     }
 
     fn place(&self, group: &GroupKey) -> Place {
@@ -131,17 +159,19 @@ impl Egress {
     pub fn open(
         config: &Config,
         metrics: Arc<Metrics>,
+        credentials: Arc<dyn Credentials>,
         sink: Sink,
     ) -> Result<Arc<Self>, EgressError> {
         let paths = &config.paths;
+        remove_former(&paths.state.join("egress"))?;
         let shared = Shared {
             program: paths.egress.clone(),
             run: paths.run.join("egress"),
-            state: paths.state.join("egress"),
             cgroups: CgroupTree::new(&paths.cgroups),
             config: config.egress.clone(),
             setup: RwLock::new(Setup::load(&config.egress)?),
             metrics,
+            credentials,
             sink,
         };
         Ok(Arc::new(Self {
@@ -151,10 +181,9 @@ impl Egress {
         }))
     }
 
-    /// The certificate of a group's CA, for its guests to trust. It is made when it is first asked
-    /// for.
+    /// The certificate of a group's CA, for its guests to trust.
     pub async fn ca_pem(&self, group: &GroupKey) -> Result<String, EgressError> {
-        Ok(self.group(group).await?.ca.pem().to_owned())
+        Ok(self.shared.authority(group).await?.pem().to_owned())
     }
 
     /// Has a sandbox's flows carried on, by these rules. Answers when they hold. After a failure it
@@ -180,6 +209,24 @@ impl Egress {
     ) -> Result<(), EgressError> {
         let sandbox = sandbox.clone();
         self.ask(group, |reply| Ask::Change { sandbox, rules, reply }).await
+    }
+
+    /// Has all policies of a group refer to the values that there are now. Answers when these hold:
+    /// no request is sent with another after that, and one whose value is gone is denied.
+    pub async fn revalue(&self, group: &GroupKey) -> Result<(), EgressError> {
+        // Of a group that nobody asked anything of nobody has any.
+        if !self.groups().known.contains_key(group) {
+            return Ok(());
+        }
+        self.ask(group, |reply| Ask::Revalue { reply }).await
+    }
+
+    /// The group is no more: what is known of it is let go of. It has no sandbox.
+    pub async fn forget(&self, group: &GroupKey) {
+        let known = self.groups().known.get(group).cloned();
+        if let Some(known) = known {
+            let _ = known.asks.send(Ask::Forget).await;
+        }
     }
 
     /// Ends a sandbox's flows. Answers when its sockets are closed.
@@ -258,43 +305,43 @@ impl Egress {
         ask: impl FnOnce(oneshot::Sender<Result<(), EgressError>>) -> Ask,
     ) -> Result<(), EgressError> {
         let (reply, replied) = oneshot::channel();
-        let asks = self.group(group).await?.asks;
+        let asks = self.group(group).asks;
         asks.send(ask(reply)).await.map_err(|_| EgressError::Ended)?;
         replied.await.map_err(|_| EgressError::Ended)?
     }
 
     /// The group, with somebody who looks after its process.
-    async fn group(&self, key: &GroupKey) -> Result<Group, EgressError> {
-        if let Some(group) = self.groups().known.get(key) {
-            return Ok(group.clone());
-        }
-        let folder = self.shared.state.join(name_of(key));
-        let group = key.clone();
-        let ca = off_thread(move || {
-            let made = Authority::load_as(&folder, "Holdfast egress CA");
-            made.map_err(|source| EgressError::Authority {
-                group: Box::new(group),
-                source: Box::new(source),
-            })
-        });
-        let ca = Arc::new(ca.await?);
+    fn group(&self, key: &GroupKey) -> Group {
         let mut groups = self.groups();
         let settled = groups.settled;
-        // Somebody else may have been faster; both have read the same files.
         let group = groups.known.entry(key.clone()).or_insert_with(|| {
             let (asks, inbox) = mpsc::channel(INBOX_MAX);
             let (shared, gauges) = (Arc::clone(&self.shared), Arc::<Gauges>::default());
-            let supervisor =
-                Supervisor::new(shared, key.clone(), Arc::clone(&ca), settled, Arc::clone(&gauges));
+            let supervisor = Supervisor::new(shared, key.clone(), settled, Arc::clone(&gauges));
             self.supervisors.spawn(supervisor.run(inbox));
-            Group { asks, ca, gauges }
+            Group { asks, gauges }
         });
-        Ok(group.clone())
+        group.clone()
     }
 
     fn groups(&self) -> MutexGuard<'_, Groups> {
         // Nothing that holds the lock can panic half way through a change.
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// CAs were here once, with their keys as they are.
+fn remove_former(folder: &Path) -> Result<(), EgressError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(source) => {
+            let (action, path) = ("remove", folder.to_owned());
+            Err(EgressError::File { action, path, source })
+        }
+        Ok(()) => {
+            info!("CAs of an earlier release removed: groups have others from now on");
+            Ok(())
+        }
     }
 }
 

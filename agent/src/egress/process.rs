@@ -8,8 +8,8 @@ use std::{
 };
 
 use fs_err as fs;
-use holdfast_jail::{Cgroup, CgroupTree, Confinement, Handover, Identity, Limits, confine};
-use holdfast_model::{Mib, MilliCpu};
+use holdfast_jail::{Cgroup, CgroupTree, Handover};
+use holdfast_model::Mib;
 use holdfast_wire::egress::{CONTROL_FD, LISTEN_FD};
 use log::warn;
 use rustix::{
@@ -18,12 +18,14 @@ use rustix::{
         AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
         socketpair,
     },
-    process::geteuid,
 };
 use tokio::process::{Child, Command};
 
 use super::EgressError;
-use crate::blocking::off_thread;
+use crate::{
+    blocking::off_thread,
+    confined::{self, Share},
+};
 
 /// User and group of every egress process. The host's rules know it by this.
 pub const EGRESS_UID: u32 = 199_998;
@@ -35,18 +37,17 @@ pub(super) const CGROUP_PREFIX: &str = "egress-";
 /// sandbox needs, and some.
 const MEMORY: Mib = Mib(1024);
 
-/// Half of what a sandbox of one CPU has for each of the same: guests that send much wait for their
-/// own proxy, not for others.
+/// As much as a sandbox of one CPU has: guests that send much wait for their own proxy, not for
+/// others.
 const CPU_WEIGHT: u32 = 100;
 
 /// Threads: one that serves, and a few that begin and end with it.
 const PIDS_MAX: u32 = 64;
 
+const SHARE: Share = Share { cpu_weight: CPU_WEIGHT, memory: MEMORY, pids: PIDS_MAX };
+
 /// Agents that wait to be let in. There is one.
 const BACKLOG: i32 = 4;
-
-/// What the environment may tell: where the system's TLS roots are.
-const ENVIRONMENT: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 
 /// Where one is and what it is held by.
 #[derive(Debug, Clone)]
@@ -100,23 +101,11 @@ impl Place {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
         let (own, theirs) = pair.map_err(|errno| EgressError::Link(errno.into()))?;
-        let cgroup = self.cgroup();
+        let cgroup = confined::cgroup(&self.cgroups, &self.name, SHARE);
         let mut handover = Handover::default();
         handover.place(theirs, CONTROL_FD)?;
         handover.place(listener, LISTEN_FD)?;
-        // An agent that is not root is all there is.
-        let identity = geteuid().is_root().then_some(Identity { uid: EGRESS_UID, gid: EGRESS_UID });
-        let mut confinement = Confinement::new(handover, identity);
-        if let Some(cgroup) = &cgroup {
-            confinement = confinement.in_cgroup(cgroup)?;
-        }
-        let mut command = std::process::Command::new(&self.program);
-        confine(&mut command, confinement);
-        for name in ENVIRONMENT {
-            if let Some(value) = std::env::var_os(name) {
-                command.env(name, value);
-            }
-        }
+        let command = confined::command(&self.program, handover, EGRESS_UID, cgroup.as_ref())?;
         // Its log outlives this agent: it goes where ours does.
         let child = Command::from(command)
             .stdin(Stdio::null())
@@ -154,19 +143,6 @@ impl Place {
             path: self.socket.clone(),
             source: errno.into(),
         })
-    }
-
-    fn cgroup(&self) -> Option<Cgroup> {
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        let limits = Limits {
-            cpu: MilliCpu(u32::try_from(cpus * 1000).unwrap_or(u32::MAX)),
-            cpu_weight: CPU_WEIGHT,
-            memory: MEMORY,
-            pids: PIDS_MAX,
-            io: None,
-        };
-        let made = self.cgroups.prepare().and_then(|()| self.cgroups.create(&self.name, limits));
-        made.inspect_err(|error| warn!(error:%; "an egress process runs without a cgroup")).ok()
     }
 }
 

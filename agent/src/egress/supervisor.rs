@@ -9,22 +9,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holdfast_jail::SlotSockets;
 use holdfast_model::{GroupKey, SandboxId};
-use holdfast_wire::egress::{Decisions, Put, Request};
+use holdfast_wire::egress::{Decisions, Request};
 use log::{info, warn};
-use tokio::{
-    sync::{mpsc, oneshot},
-    task::JoinSet,
-    time::sleep,
-};
+use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 
 use super::{
-    EgressError, Rules, Shared, Way,
+    EgressError, Shared, Way,
+    asks::{Ask, Reply, Told, Wanted, put, revalue},
     link::{self, Hello, Link},
     process::{Place, Process},
 };
-use crate::{blocking::off_thread, error_chain::error_chain, tls::Authority};
+use crate::{blocking::off_thread, error_chain::error_chain, sandbox::now_ms};
 
 /// Between the first two starts of a process that does not stay. Doubled for each later one.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -38,64 +34,22 @@ const WELL: Duration = Duration::from_secs(10);
 /// How long a process without a sandbox is kept for the next.
 const IDLE: Duration = Duration::from_secs(60);
 
-pub(super) type Reply = oneshot::Sender<Result<(), EgressError>>;
-
-/// What is asked of a group's egress.
-pub(super) enum Ask {
-    Put {
-        sandbox: SandboxId,
-        way: Way,
-        rules: Rules,
-        reply: Reply,
-    },
-    Change {
-        sandbox: SandboxId,
-        rules: Rules,
-        reply: Reply,
-    },
-    Remove {
-        sandbox: SandboxId,
-        reply: Reply,
-    },
-    /// The node's addresses are others.
-    Configure,
-    /// What the process holds and nobody has put goes.
-    Settled,
-}
-
-/// A sandbox that is to be served.
-#[derive(Debug)]
-pub(super) struct Wanted {
-    way: Way,
-    rules: Rules,
-}
-
-impl Wanted {
-    /// Its sockets, to be handed over; they stay here too, for the next process. Blocks.
-    fn sockets(&mut self) -> Result<SlotSockets, EgressError> {
-        if let Way::Tap(tap) = &self.way {
-            self.way = Way::Sockets(SlotSockets::reopen(tap)?);
-        }
-        match &self.way {
-            Way::Sockets(sockets) => Ok(sockets.try_clone()?),
-            Way::Tap(_) => Err(EgressError::Unexpected),
-        }
-    }
-}
-
 pub(super) struct Supervisor {
-    shared: Arc<Shared>,
-    group: GroupKey,
-    ca: Arc<Authority>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) group: GroupKey,
     place: Place,
     /// Whether everything that may be held has been put: until then nothing is taken from a process
     /// that was found.
     settled: bool,
-    wanted: BTreeMap<SandboxId, Wanted>,
+    pub(super) wanted: BTreeMap<SandboxId, Wanted>,
+    /// Milliseconds since 1970: no value is to be renewed before. `None`: none ever.
+    pub(super) renew_at_ms: Option<u64>,
     /// What a process that was found holds and nobody has put yet.
     strays: Vec<String>,
     /// Those who wait for a process that serves.
     waiting: Vec<(SandboxId, Reply)>,
+    /// Those who wait until no process has values of before they asked.
+    pub(super) revaluing: Vec<Reply>,
     /// Started before: another one is a restart.
     started: bool,
     gauges: Arc<Gauges>,
@@ -127,20 +81,10 @@ enum Down {
     Left(Process),
 }
 
-/// What came of a request that was sent for a sandbox.
-struct Told {
-    sandbox: SandboxId,
-    outcome: Result<(), EgressError>,
-    /// The rules to go back to when these were refused, and the generation of these.
-    before: Option<(Rules, u64)>,
-    reply: Reply,
-}
-
 impl Supervisor {
     pub(super) fn new(
         shared: Arc<Shared>,
         group: GroupKey,
-        ca: Arc<Authority>,
         settled: bool,
         gauges: Arc<Gauges>,
     ) -> Self {
@@ -148,12 +92,13 @@ impl Supervisor {
         Self {
             shared,
             group,
-            ca,
             place,
             settled,
             wanted: BTreeMap::new(),
+            renew_at_ms: None,
             strays: Vec::new(),
             waiting: Vec::new(),
+            revaluing: Vec::new(),
             started: false,
             gauges,
             trouble: None,
@@ -177,10 +122,12 @@ impl Supervisor {
                     Down::Failed(process) => {
                         warn!(group:% = self.group; "an egress process is started anew");
                         process.end().await;
+                        self.revalued();
                     }
                     Down::Idle(process) => {
                         info!(group:% = self.group; "egress process ended: no sandbox needs it");
                         process.end().await;
+                        self.revalued();
                         self.started = false;
                         continue;
                     }
@@ -229,7 +176,7 @@ impl Supervisor {
     fn note(&mut self, ask: Ask) {
         match ask {
             Ask::Put { sandbox, way, rules, reply } => {
-                self.wanted.insert(sandbox.clone(), Wanted { way, rules });
+                self.wanted.insert(sandbox.clone(), Wanted { way, rules, renew_at_ms: None });
                 self.waiting.push((sandbox, reply));
             }
             Ask::Change { sandbox, rules, reply } => match self.wanted.get_mut(&sandbox) {
@@ -244,8 +191,15 @@ impl Supervisor {
                 self.waiting.retain(|(waiting, _)| *waiting != sandbox);
                 let _ = reply.send(Ok(()));
             }
+            // One that an earlier agent left may have some, until it is found.
+            Ask::Revalue { reply } => {
+                self.revaluing.push(reply);
+                if self.wanted.is_empty() {
+                    self.revalued();
+                }
+            }
             Ask::Settled => self.settled = true,
-            Ask::Configure => {}
+            Ask::Configure | Ask::Forget => {}
         }
     }
 
@@ -255,6 +209,7 @@ impl Supervisor {
         let (process, (link, decisions, hello)) = match self.find().await? {
             Some(found) => found,
             None => {
+                self.revalued();
                 let place = self.place.clone();
                 // On this thread: a child of the runtime is waited for by it.
                 let (process, socket) = place.start()?;
@@ -273,18 +228,10 @@ impl Supervisor {
         self.started = true;
         let mut up = Up { process, link, decisions };
         let (shared, group) = (Arc::clone(&self.shared), self.group.clone());
-        let told = {
-            let telling = self.tell_everything(&up.link, hello);
-            tokio::pin!(telling);
-            loop {
-                tokio::select! {
-                    told = &mut telling => break told,
-                    // Those told of first decide already, and answers come behind decisions: with
-                    // nobody to take these, none would be heard.
-                    Some(batch) = up.decisions.recv() => (shared.sink)(&group, batch),
-                }
-            }
-        };
+        let telling = self.tell_everything(&up.link, hello);
+        // Those told of first decide already.
+        let told =
+            meanwhile(telling, &mut up.decisions, |batch| (shared.sink)(&group, batch)).await;
         match told {
             Ok(()) => Ok(up),
             Err(error) => {
@@ -319,7 +266,7 @@ impl Supervisor {
     async fn tell_everything(&mut self, link: &Link, hello: Hello) -> Result<(), EgressError> {
         let held: HashMap<String, u64> =
             hello.sandboxes.into_iter().map(|held| (held.sandbox, held.generation)).collect();
-        link.demand(self.configure(), None).await?;
+        link.demand(self.configure().await?, None).await?;
         self.strays = held.keys().cloned().collect();
         self.remove_strays(link).await?;
         let mut failed = HashMap::new();
@@ -339,6 +286,7 @@ impl Supervisor {
             let outcome = failed.remove(&id).map_or(Ok(()), Err);
             let _ = reply.send(outcome);
         }
+        self.revalued();
         self.count();
         Ok(())
     }
@@ -367,8 +315,11 @@ impl Supervisor {
         let sockets = match (held, &wanted.way) {
             // It has the sockets, and they stay where they are.
             (Some(generation), Way::Tap(_)) if generation >= wanted.rules.generation => {
+                // Its values may be those of before the agent was away.
+                let values = self.values(id, &wanted.rules).await;
+                wanted.renew_at_ms = values.renew_at_ms;
                 self.wanted.insert(id.clone(), wanted);
-                return Ok(());
+                return link.demand(revalue(id, values), None).await;
             }
             (Some(_), Way::Tap(_)) => Ok(None),
             (held, _) => {
@@ -385,13 +336,16 @@ impl Supervisor {
                 sockets.map(Some)
             }
         };
-        let request = put(id, &wanted.rules);
+        let values = self.values(id, &wanted.rules).await;
+        wanted.renew_at_ms = values.renew_at_ms;
+        let request = put(id, &wanted.rules, values);
         self.wanted.insert(id.clone(), wanted);
         link.demand(request, sockets?).await
     }
 
-    fn configure(&self) -> Request {
-        Request::Configure(Box::new(self.shared.setup().configure(&self.group, &self.ca)))
+    async fn configure(&self) -> Result<Request, EgressError> {
+        let ca = self.shared.authority(&self.group).await?;
+        Ok(Request::Configure(Box::new(self.shared.setup().configure(&self.group, &ca))))
     }
 
     /// While it runs, and until everybody has an answer or waits for the next process.
@@ -415,12 +369,19 @@ impl Supervisor {
         told: &mut JoinSet<Told>,
     ) -> Down {
         let Up { process, link, mut decisions } = up;
-        let mut dropped = 0;
+        let (shared, group, mut dropped) = (Arc::clone(&self.shared), self.group.clone(), 0);
+        let mut take = |batch: Decisions| {
+            shared.metrics.egress_dropped(batch.dropped - dropped.min(batch.dropped));
+            dropped = batch.dropped;
+            (shared.sink)(&group, batch);
+        };
         loop {
             tokio::select! {
                 ask = inbox.recv() => match ask {
+                    Some(Ask::Forget) if self.wanted.is_empty() => return Down::Idle(process),
                     Some(ask) => {
-                        if let Err(error) = self.pass_on(ask, &link, told).await {
+                        let passed_on = self.pass_on(ask, &link, told);
+                        if let Err(error) = meanwhile(passed_on, &mut decisions, &mut take).await {
                             warn!(error:% = error_chain(&error); "an egress process is given up");
                             return Down::Failed(process);
                         }
@@ -428,18 +389,21 @@ impl Supervisor {
                     None => return Down::Left(process),
                 },
                 Some(Ok(told)) = told.join_next(), if !told.is_empty() => {
-                    let silent = matches!(told.outcome, Err(EgressError::Silent { .. }));
+                    let useless = told.shows_useless();
                     self.settle(told);
-                    if silent {
+                    if useless {
+                        return Down::Failed(process);
+                    }
+                }
+                () = self.renewal_due() => {
+                    let brought = self.bring_values(&link, Some(now_ms()), None, told);
+                    if let Err(error) = meanwhile(brought, &mut decisions, &mut take).await {
+                        warn!(error:% = error_chain(&error); "an egress process is given up");
                         return Down::Failed(process);
                     }
                 }
                 batch = decisions.recv() => match batch {
-                    Some(batch) => {
-                        self.shared.metrics.egress_dropped(batch.dropped - dropped.min(batch.dropped));
-                        dropped = batch.dropped;
-                        (self.shared.sink)(&self.group, batch);
-                    }
+                    Some(batch) => take(batch),
                     None => return Down::Failed(process),
                 },
                 () = sleep(IDLE), if self.wanted.is_empty() && told.is_empty() => {
@@ -459,8 +423,9 @@ impl Supervisor {
     ) -> Result<(), EgressError> {
         let (sandbox, request, sockets, before, reply) = match ask {
             Ask::Put { sandbox, way, rules, reply } => {
-                let mut wanted = Wanted { way, rules };
-                let request = put(&sandbox, &wanted.rules);
+                let values = self.values(&sandbox, &rules).await;
+                let mut wanted = Wanted { way, rules, renew_at_ms: values.renew_at_ms };
+                let request = put(&sandbox, &wanted.rules, values);
                 let (wanted, sockets) = off_thread(move || {
                     let sockets = wanted.sockets();
                     (wanted, sockets)
@@ -482,11 +447,13 @@ impl Supervisor {
                 (sandbox, request, Some(sockets), None, reply)
             }
             Ask::Change { sandbox, rules, reply } => {
+                let values = self.values(&sandbox, &rules).await;
                 let Some(wanted) = self.wanted.get_mut(&sandbox) else {
                     let _ = reply.send(Err(EgressError::NotHeld { id: sandbox }));
                     return Ok(());
                 };
-                let request = put(&sandbox, &rules);
+                wanted.renew_at_ms = values.renew_at_ms;
+                let request = put(&sandbox, &rules, values);
                 let generation = rules.generation;
                 let before = std::mem::replace(&mut wanted.rules, rules);
                 (sandbox, request, None, Some((before, generation)), reply)
@@ -497,8 +464,20 @@ impl Supervisor {
                 let request = Request::Remove { sandbox: sandbox.to_string() };
                 (sandbox, request, None, None, reply)
             }
+            Ask::Revalue { reply } => {
+                return self.bring_values(link, None, Some(reply), told).await;
+            }
+            Ask::Forget => return Ok(()),
             Ask::Configure => {
-                return match link.demand(self.configure(), None).await {
+                let configure = match self.configure().await {
+                    Ok(configure) => configure,
+                    Err(error) => {
+                        let error = error_chain(&error);
+                        warn!(group:% = self.group, error:%; "egress process not configured anew");
+                        return Ok(());
+                    }
+                };
+                return match link.demand(configure, None).await {
                     // As it was; the next change, or the next process, has another try.
                     Err(EgressError::Refused { reason }) => {
                         warn!(group:% = self.group, reason:%; "egress process not configured anew");
@@ -520,18 +499,33 @@ impl Supervisor {
                 return Err(error);
             }
         };
-        told.spawn(async move { Told { sandbox, outcome: answer.done().await, before, reply } });
+        told.spawn(async move {
+            Told::Sandbox { sandbox, outcome: answer.done().await, before, reply }
+        });
         Ok(())
     }
 
     fn settle(&mut self, told: Told) {
-        let Told { sandbox, outcome, before, reply } = told;
+        let (sandbox, outcome, before, reply) = match told {
+            Told::Sandbox { sandbox, outcome, before, reply } => (sandbox, outcome, before, reply),
+            Told::Values { outcome: Ok(()), reply } => {
+                if let Some(reply) = reply {
+                    let _ = reply.send(Ok(()));
+                }
+                return;
+            }
+            // The process is ended for that, and has none then.
+            Told::Values { outcome: Err(_), reply } => return self.revaluing.extend(reply),
+        };
         let refused = matches!(outcome, Err(EgressError::Refused { .. }));
         if let (true, Some((before, generation)), Some(wanted)) =
             (refused, before, self.wanted.get_mut(&sandbox))
             && wanted.rules.generation == generation
         {
             wanted.rules = before;
+            // What was said of the others' time does not hold for theirs.
+            wanted.renew_at_ms = Some(0);
+            self.renew_by(Some(0));
         }
         match outcome {
             // The next process is told everything: the asker waits for that.
@@ -550,11 +544,18 @@ impl Supervisor {
     }
 }
 
-fn put(sandbox: &SandboxId, rules: &Rules) -> Request {
-    Request::Put(Put {
-        sandbox: sandbox.to_string(),
-        generation: rules.generation,
-        policy: rules.policy.clone(),
-        secrets: rules.secrets.clone(),
-    })
+/// Takes decisions while something else is asked of the process: answers come behind decisions, and
+/// with nobody to take these none would be heard.
+async fn meanwhile<T>(
+    work: impl Future<Output = T>,
+    decisions: &mut mpsc::Receiver<Decisions>,
+    mut take: impl FnMut(Decisions),
+) -> T {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            Some(batch) = decisions.recv() => take(batch),
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{body::Body, extract::State, response::Response};
 use holdfast_api::egress::{
-    Decision, EgressDecisions, ExplainedStep, Explanation, NetworkEgress, of_record,
+    Decision, EgressDecisions, ExplainedStep, Explanation, NetworkEgress, checked_json, of_record,
 };
 use holdfast_netpolicy::{DenySet, Policy, Step, explain};
 use holdfast_store::DecisionRecord;
@@ -27,7 +27,7 @@ pub(super) async fn set_policy(
 ) -> Answer {
     let bytes = body::json_bytes(body).await?;
     let policy = Policy::parse(&bytes)?;
-    app.registry.change_egress(&record.id, policy.to_json()).await?;
+    app.registry.change_egress(&record.id, checked_json(&policy)?).await?;
     Ok(json(200, &policy))
 }
 

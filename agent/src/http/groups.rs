@@ -109,8 +109,10 @@ pub(super) async fn delete(State(app): State<Arc<App>>, GroupName(key): GroupNam
         let message = format!("the sandbox group {key} is not empty: it has {}", held.join(", "));
         return Err(Problem::new(Code::SandboxGroupNotEmpty, message, "delete them first"));
     }
-    let store = Arc::clone(&app.store);
-    off_thread(move || store.remove_group(&key)).await?;
+    let (store, of) = (Arc::clone(&app.store), key.clone());
+    off_thread(move || store.remove_group(&of)).await?;
+    // One that is made again under its name has another key, and so another CA.
+    app.registry.egress().forget(&key).await;
     Ok(empty(204))
 }
 

@@ -10,6 +10,7 @@ mod exec_stream;
 mod files;
 mod groups;
 mod guard;
+mod identity;
 mod metrics;
 mod node;
 mod node_status;

@@ -274,7 +274,7 @@ pub(super) fn remote_problem(error: SaveError) -> Problem {
         SaveError::OwnKey { .. } => Problem::new(
             Code::RemoteNotConfigured,
             text,
-            "delete the group's snapshots and suspended sandboxes, or use another group",
+            "delete the group's sandboxes and snapshots and restart the node, or use another group",
         ),
         SaveError::Snapshot(_) | SaveError::RemoteRecord { .. } => Problem::new(
             Code::SnapshotDamaged,

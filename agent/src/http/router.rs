@@ -12,8 +12,8 @@ use axum::{
 use holdfast_api::{error::Code, path};
 
 use super::{
-    App, disk_images, egress, exec, exec_stream, files, groups, guard::guard, metrics, node,
-    node_status, problem::Problem, request::shortened, sandboxes, secrets, snapshots,
+    App, disk_images, egress, exec, exec_stream, files, groups, guard::guard, identity, metrics,
+    node, node_status, problem::Problem, request::shortened, sandboxes, secrets, snapshots,
 };
 
 const GROUP: &str = "/subscriptions/{sub}/resourceGroups/{rg}/sandboxGroups/{group}";
@@ -39,6 +39,8 @@ const GROUP_NOT_YET: [&str; 2] = ["volumes", "volumes/{name}"];
 pub(crate) fn router(app: Arc<App>) -> Router {
     let open = Router::new()
         .route(path::CA, get(node::ca))
+        .route(path::OPENID, get(identity::discovery))
+        .route(path::JWKS, get(identity::jwks))
         .route(path::HEALTHZ, get(node::healthz))
         .route(path::READYZ, get(node::readyz))
         .method_not_allowed_fallback(no_method);

@@ -17,7 +17,6 @@ use super::{
     problem::Problem,
     request::{InGroup, Name, shortened},
 };
-use crate::blocking::off_thread;
 
 type Answer = Result<Response, Problem>;
 
@@ -76,9 +75,7 @@ pub(super) async fn delete(
     InGroup(group): InGroup,
     Name(id): Name,
 ) -> Answer {
-    let (store, name) = (Arc::clone(&app.store), id.clone());
-    let of = group.clone();
-    if off_thread(move || store.remove_secret(&of, &name)).await? {
+    if app.registry.remove_secret(&group, &id).await? {
         Ok(empty(204))
     } else {
         Err(none(&group, &id))

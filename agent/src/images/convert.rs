@@ -8,14 +8,13 @@ use std::{
 };
 
 use fs_err as fs;
-use holdfast_jail::{Cgroup, CgroupTree, Confinement, Handover, Identity, Limits, confine};
-use holdfast_model::{Digest, Mib, MilliCpu};
+use holdfast_jail::{Cgroup, CgroupTree, Handover};
+use holdfast_model::{Digest, Mib};
 use holdfast_wire::{
     WIRE_VERSION,
     convert::{Failure, FailureKind, Progress, Report, Request, Source},
 };
 use log::{info, warn};
-use rustix::process::geteuid;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     process::{Child, Command},
@@ -24,7 +23,12 @@ use tokio::{
 };
 
 use super::{CONVERT_CGROUP_PREFIX, store::OWNER};
-use crate::{blocking::off_thread, error_chain::error_chain, frames::Frames};
+use crate::{
+    blocking::off_thread,
+    confined::{self, Share},
+    error_chain::error_chain,
+    frames::Frames,
+};
 
 /// A conversion that takes longer hangs.
 const CONVERSION_PATIENCE: Duration = Duration::from_secs(2 * 60 * 60);
@@ -38,11 +42,10 @@ const CPU_WEIGHT: u32 = 50;
 /// Threads of a conversion: a few per layer under way.
 const PIDS_MAX: u32 = 128;
 
+const SHARE: Share = Share { cpu_weight: CPU_WEIGHT, memory: MEMORY, pids: PIDS_MAX };
+
 /// Bytes of a conversion's log that are kept. It is said once when there is more.
 const LOG_BYTES_MAX: usize = 64 * 1024;
-
-/// What the environment may tell a conversion: where the system's TLS roots are.
-const ENVIRONMENT: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 
 /// What every conversion shares.
 #[derive(Debug)]
@@ -133,20 +136,11 @@ impl Converter {
 
     fn spawn(&self, handover: Handover) -> Result<(Child, Option<Cgroup>), Failure> {
         let failed = |error: holdfast_jail::JailError| internal(error_chain(&error));
-        let cgroup = self.cgroup();
-        // An agent that is not root owns the store itself.
-        let identity = geteuid().is_root().then_some(Identity { uid: OWNER, gid: OWNER });
-        let mut confinement = Confinement::new(handover, identity);
-        if let Some(cgroup) = &cgroup {
-            confinement = confinement.in_cgroup(cgroup).map_err(failed)?;
-        }
-        let mut command = std::process::Command::new(&self.program);
-        confine(&mut command, confinement);
-        for name in ENVIRONMENT {
-            if let Some(value) = std::env::var_os(name) {
-                command.env(name, value);
-            }
-        }
+        let number = self.runs.fetch_add(1, Ordering::Relaxed);
+        let cgroup =
+            confined::cgroup(&self.cgroups, &format!("{CONVERT_CGROUP_PREFIX}{number}"), SHARE);
+        let command = confined::command(&self.program, handover, OWNER, cgroup.as_ref());
+        let command = command.map_err(failed)?;
         let child = Command::from(command)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -157,23 +151,6 @@ impl Converter {
             internal(format!("cannot start {}: {error}", self.program.display()))
         })?;
         Ok((child, cgroup))
-    }
-
-    /// `None` where there are no cgroups: then no sandbox runs here either, and this was said at
-    /// the start.
-    fn cgroup(&self) -> Option<Cgroup> {
-        let number = self.runs.fetch_add(1, Ordering::Relaxed);
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        let limits = Limits {
-            cpu: MilliCpu(u32::try_from(cpus * 1000).unwrap_or(u32::MAX)),
-            cpu_weight: CPU_WEIGHT,
-            memory: MEMORY,
-            pids: PIDS_MAX,
-            io: None,
-        };
-        let name = format!("{CONVERT_CGROUP_PREFIX}{number}");
-        let made = self.cgroups.prepare().and_then(|()| self.cgroups.create(&name, limits));
-        made.inspect_err(|error| warn!(error:%; "a conversion runs without a cgroup")).ok()
     }
 }
 

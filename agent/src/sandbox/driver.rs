@@ -38,6 +38,7 @@ use super::{
 use crate::{
     blocking::off_thread,
     config::Smt,
+    credentials::Vault,
     egress::{Decisions, Egress, EgressError},
     error_chain::error_chain,
     fault::{self, Point},
@@ -65,6 +66,7 @@ pub(super) struct Node {
     pub(super) metrics: Arc<Metrics>,
     pub(super) disks: Disks,
     pub(super) snapshots: Snapshots,
+    pub(super) vault: Arc<Vault>,
     pub(super) decisions: Arc<Decisions>,
     pub(super) templates: Templates,
     pub(super) uids: Uids,
@@ -665,7 +667,7 @@ impl Driver {
             return Err(error.into());
         }
         if runs {
-            let rules = self.rules().await;
+            let rules = self.rules();
             let (group, id) = (&self.record.group, &self.record.id);
             match self.node.egress.change(group, id, rules).await {
                 Err(error @ EgressError::Refused { .. }) => {

@@ -3,9 +3,8 @@
 use std::{io, path::PathBuf, time::Duration};
 
 use holdfast_jail::JailError;
-use holdfast_model::{Digest, DiskImageId, GroupKey, SandboxId, SnapshotId, State};
+use holdfast_model::{Digest, DiskImageId, SandboxId, SnapshotId, State};
 use holdfast_scheduler::Full;
-use holdfast_snapshot::SnapshotError;
 use holdfast_store::StoreError;
 use holdfast_wire::{frame::FrameError, guest::Failure};
 
@@ -14,6 +13,8 @@ use holdfast_wire::{frame::FrameError, guest::Failure};
 pub enum StartError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("the keys of this node cannot be had")]
+    Keys(#[from] crate::credentials::KeyError),
     #[error("the snapshots of this node cannot be read")]
     Snapshots(#[from] super::snapshots::SaveError),
     #[error("the remote store of section remote cannot be used")]
@@ -37,6 +38,7 @@ impl StartError {
             Self::Store(error) => error.hint(),
             Self::Jail(error) => error.hint(),
             Self::Egress(error) => error.hint(),
+            Self::Keys(error) => error.hint(),
             Self::Remote(_) => "docs/config.md has the form of every key",
             Self::Snapshots(_) => {
                 "the snapshot-key in the state folder must be the one they were made with"
@@ -222,28 +224,7 @@ impl PolicyError {
     }
 }
 
-/// Why a secret could not be kept or had.
-#[derive(Debug, thiserror::Error)]
-pub enum SecretError {
-    #[error("the values of secret {id} of group {group} were sealed by another node or changed")]
-    Sealed { group: GroupKey, id: String },
-    #[error("the values of a secret are not what was kept")]
-    Values(#[source] serde_json::Error),
-    #[error(transparent)]
-    Seal(#[from] SnapshotError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-impl SecretError {
-    pub fn hint(&self) -> &'static str {
-        match self {
-            Self::Sealed { .. } | Self::Values(_) => "put the secret again",
-            Self::Seal(_) => "see the node's log",
-            Self::Store(error) => error.hint(),
-        }
-    }
-}
+pub use crate::credentials::SecretError;
 
 /// Why no snapshot was made for a client. The sandbox goes on as it was.
 #[derive(Debug, thiserror::Error)]

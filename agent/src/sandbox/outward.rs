@@ -10,10 +10,8 @@ use tokio::time::timeout;
 use super::{
     driver::{Driver, Node},
     launch::Machine,
-    secrets::credentials,
 };
 use crate::{
-    blocking::off_thread,
     egress::{Rules, Way},
     error_chain::error_chain,
 };
@@ -30,7 +28,7 @@ impl Driver {
         let (node, record) = (Arc::clone(&self.node), self.record.clone());
         async move {
             match way {
-                Ok(way) => put(&node, record, way).await,
+                Ok(way) => put(&node, &record, way).await,
                 Err(error) => {
                     let id = record.id;
                     warn!(id:%, error:% = error_chain(&error); "nothing leaves a sandbox");
@@ -47,14 +45,14 @@ impl Driver {
     }
 
     /// What its flows are judged by.
-    pub(super) async fn rules(&self) -> Rules {
-        rules(&self.node, self.record.clone()).await
+    pub(super) fn rules(&self) -> Rules {
+        rules(&self.record)
     }
 }
 
-async fn put(node: &Arc<Node>, record: SandboxRecord, way: Way) {
-    let (group, id) = (record.group.clone(), record.id.clone());
-    let put = node.egress.put(&group, &id, way, rules(node, record).await);
+async fn put(node: &Node, record: &SandboxRecord, way: Way) {
+    let id = &record.id;
+    let put = node.egress.put(&record.group, id, way, rules(record));
     match timeout(PATIENCE, put).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
@@ -65,16 +63,7 @@ async fn put(node: &Arc<Node>, record: SandboxRecord, way: Way) {
     }
 }
 
-async fn rules(node: &Arc<Node>, record: SandboxRecord) -> Rules {
-    let (id, generation) = (record.id.clone(), record.egress_generation);
-    let policy = of_record(record.spec.egress_json.as_deref());
-    let text = policy.to_json();
-    let node = Arc::clone(node);
-    let secrets = off_thread(move || credentials(&node, &record.group, &policy)).await;
-    let secrets = secrets.unwrap_or_else(|error| {
-        // A policy that refers to some is refused without.
-        warn!(id:%, error:% = error_chain(&error); "secrets of a group cannot be read");
-        Vec::new()
-    });
-    Rules { generation, policy: text.into_bytes(), secrets }
+fn rules(record: &SandboxRecord) -> Rules {
+    let policy = of_record(record.spec.egress_json.as_deref()).to_json().into_bytes();
+    Rules { generation: record.egress_generation, policy }
 }

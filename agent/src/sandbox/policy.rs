@@ -38,20 +38,14 @@ pub(super) fn delete_at_ms(spec: &SandboxSpec, saved: &Saved) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_model::{Resources, id::ID_BYTES, sandbox::ImageSource};
+    use holdfast_model::{id::ID_BYTES, sandbox::ImageSource};
 
     use super::*;
 
     fn spec(lifecycle: Option<&str>) -> SandboxSpec {
         SandboxSpec {
-            image: ImageSource::Public("debian".to_owned()),
-            resources: Resources::DEFAULT,
-            labels: Default::default(),
-            environment: Default::default(),
-            entrypoint: None,
-            cmd: None,
             lifecycle_json: lifecycle.map(str::to_owned),
-            egress_json: None,
+            ..SandboxSpec::of_image(ImageSource::Public("debian".to_owned()))
         }
     }
 

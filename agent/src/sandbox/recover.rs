@@ -220,8 +220,7 @@ fn go_on(node: &Node, mut record: SandboxRecord) -> Result<Option<Recovered>, St
 #[cfg(test)]
 mod tests {
     use holdfast_model::{
-        Digest, GroupKey, Resources, SandboxSpec, SnapshotId, SuspendMode, id::ID_BYTES,
-        sandbox::ImageSource,
+        Digest, GroupKey, SandboxSpec, SnapshotId, SuspendMode, id::ID_BYTES, sandbox::ImageSource,
     };
     use holdfast_store::Saved;
 
@@ -229,24 +228,7 @@ mod tests {
 
     fn record(state: State, reason: Option<StopReason>) -> SandboxRecord {
         SandboxRecord {
-            id: SandboxId::from_random([1; ID_BYTES]),
-            group: GroupKey::local_default(),
-            spec: SandboxSpec {
-                image: ImageSource::Public("debian".to_owned()),
-                resources: Resources::DEFAULT,
-                labels: Default::default(),
-                environment: Default::default(),
-                entrypoint: None,
-                cmd: None,
-                lifecycle_json: None,
-                egress_json: None,
-            },
             state,
-            failure: None,
-            image: Digest::from_sha256([1; 32]),
-            created_at_ms: 0,
-            request_id: None,
-            uid: None,
             saved: reason.map(|reason| Saved {
                 snapshot: SnapshotId::from_random([2; ID_BYTES]),
                 at_ms: 0,
@@ -255,8 +237,13 @@ mod tests {
                 network: None,
                 mode: SuspendMode::Memory,
             }),
-            from_snapshot: None,
-            egress_generation: 0,
+            ..SandboxRecord::accepted(
+                SandboxId::from_random([1; ID_BYTES]),
+                GroupKey::local_default(),
+                SandboxSpec::of_image(ImageSource::Public("debian".to_owned())),
+                Digest::from_sha256([1; 32]),
+                0,
+            )
         }
     }
 

@@ -17,7 +17,6 @@ use holdfast_model::{
 };
 use holdfast_netpolicy::SANDBOX_RULESET;
 use holdfast_scheduler::{Capacity, Factors, Refusals, Reservation, Scheduler};
-use holdfast_snapshot::Key;
 use holdfast_store::{
     DiskImageState, Intent, Operation, Put, SandboxRecord, Saved, Store, StoreError,
 };
@@ -51,6 +50,7 @@ use super::{
 use crate::{
     blocking::off_thread,
     config::Config,
+    credentials::{Site, Vault},
     egress::{self, Decisions, Egress},
     error_chain::error_chain,
     fault::{self, Point},
@@ -149,18 +149,17 @@ impl Draft {
         });
         let gives_policy = spec.egress_json.is_some();
         let record = SandboxRecord {
-            id: SandboxId::from_random(random_id().map_err(CreateError::Random)?),
-            group,
-            spec,
-            state: State::Creating,
-            failure: None,
-            image: image.record.digest,
-            created_at_ms: now_ms(),
             request_id,
-            uid: None,
             saved,
             from_snapshot: from_snapshot.flatten(),
             egress_generation: u64::from(gives_policy),
+            ..SandboxRecord::accepted(
+                SandboxId::from_random(random_id().map_err(CreateError::Random)?),
+                group,
+                spec,
+                image.record.digest,
+                now_ms(),
+            )
         };
         Ok((record, image))
     }
@@ -177,12 +176,16 @@ impl Registry {
         }
         let (state, store) = (paths.state.clone(), Arc::clone(&parts.store));
         let metrics = Arc::clone(&parts.metrics);
+        let opened = Arc::clone(&store);
+        let config = parts.config.clone();
+        let vault = off_thread(move || Vault::open(&config, opened)).await?;
+        let keys = Arc::clone(vault.keys());
         let remote = remote(parts.config)?;
         let hot_bytes_max = Mib(parts.config.snapshots.hot_mib).bytes();
         let templates_max = parts.config.snapshots.templates_max;
         let (snapshots, templates, decisions) = off_thread(move || {
-            let decisions = Decisions::open(Arc::clone(&store), metrics)?;
-            let snapshots = Snapshots::open(&state, store, hot_bytes_max)?;
+            let decisions = Decisions::open(store, metrics)?;
+            let snapshots = Snapshots::open(&state, keys, hot_bytes_max)?;
             let templates = Templates::open(&state, templates_max).map_err(SaveError::Folder)?;
             Ok::<_, SaveError>((snapshots.with_remote(remote), templates, decisions))
         })
@@ -190,7 +193,8 @@ impl Registry {
         let egress = {
             let (config, metrics) = (parts.config.clone(), Arc::clone(&parts.metrics));
             let sink = egress::sink(Arc::clone(&decisions));
-            off_thread(move || Egress::open(&config, metrics, sink)).await?
+            let credentials = Arc::clone(&vault) as Arc<dyn egress::Credentials>;
+            off_thread(move || Egress::open(&config, metrics, credentials, sink)).await?
         };
         let node = Arc::new(Node {
             store: parts.store,
@@ -198,6 +202,7 @@ impl Registry {
             metrics: parts.metrics,
             disks: Disks::new(&paths.state),
             snapshots,
+            vault,
             decisions,
             templates,
             uids: Uids::default(),
@@ -694,13 +699,10 @@ fn percent(factor: f64) -> u32 {
 /// The remote store, if there is to be one.
 fn remote(config: &Config) -> Result<Option<Remote>, StartError> {
     let settings = &config.remote;
-    let Some(site_key) = settings.site_key_bytes().filter(|_| !settings.url.is_empty()) else {
-        return Ok(None);
-    };
+    let Some(site) = Site::of(settings) else { return Ok(None) };
     let runtime = tokio::runtime::Handle::current();
     let bucket = Bucket::open(&settings.location()?, &settings.secrets(), runtime)?;
     let rate = Mib(settings.upload_mib_per_second).bytes();
     let marks = config.paths.state.join("remote");
-    let (key, groups) = (Key::new(site_key), settings.groups.clone());
-    Ok(Some(Remote::new(bucket, key, groups, rate, marks)?))
+    Ok(Some(Remote::new(bucket, site, rate, marks)?))
 }

@@ -88,7 +88,7 @@ fn environment(record: &SandboxRecord, image: &Settings) -> Vec<(String, String)
 mod tests {
     use std::collections::BTreeMap;
 
-    use holdfast_model::{Digest, GroupKey, Resources, SandboxId, SandboxSpec, State};
+    use holdfast_model::{Digest, GroupKey, SandboxId, SandboxSpec};
 
     use super::*;
 
@@ -97,29 +97,18 @@ mod tests {
     }
 
     fn record(entrypoint: Option<&str>, cmd: Option<&str>) -> SandboxRecord {
-        SandboxRecord {
-            id: SandboxId::from_random([0; 20]),
-            group: GroupKey::local_default(),
-            spec: SandboxSpec {
-                image: ImageSource::Public("debian".to_owned()),
-                resources: Resources::DEFAULT,
-                labels: BTreeMap::new(),
+        SandboxRecord::accepted(
+            SandboxId::from_random([0; 20]),
+            GroupKey::local_default(),
+            SandboxSpec {
                 environment: BTreeMap::from([("B".to_owned(), "own".to_owned())]),
                 entrypoint: entrypoint.map(list),
                 cmd: cmd.map(list),
-                lifecycle_json: None,
-                egress_json: None,
+                ..SandboxSpec::of_image(ImageSource::Public("debian".to_owned()))
             },
-            state: State::Creating,
-            failure: None,
-            image: Digest::from_sha256([0; 32]),
-            created_at_ms: 0,
-            request_id: None,
-            uid: None,
-            saved: None,
-            from_snapshot: None,
-            egress_generation: 0,
-        }
+            Digest::from_sha256([0; 32]),
+            0,
+        )
     }
 
     #[test]

@@ -8,9 +8,14 @@ use std::{
 
 use fs_err as fs;
 use jiff::{Timestamp, tz::TimeZone};
+use p256::{
+    ecdsa::{Signature, SigningKey, signature::Signer as _},
+    pkcs8::EncodePrivateKey as _,
+};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, date_time_ymd,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm,
+    date_time_ymd,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -67,11 +72,7 @@ pub struct Authority {
 impl Authority {
     /// Reads the CA of `folder`, or makes it.
     pub fn load(folder: &Path) -> Result<Self, TlsError> {
-        Self::load_as(folder, "Holdfast node CA")
-    }
-
-    /// As [`Self::load`], of a CA with another name.
-    pub fn load_as(folder: &Path, called: &str) -> Result<Self, TlsError> {
+        let called = "Holdfast node CA";
         let (key_path, pem_path) = (folder.join("ca.key"), folder.join("ca.pem"));
         let form = |path: &Path| {
             let path = path.to_owned();
@@ -102,6 +103,18 @@ impl Authority {
         })?;
         let fingerprint = hex(&Sha256::digest(&der));
         Ok(Self { issuer: Issuer::new(params, key), pem, fingerprint })
+    }
+
+    /// The CA that has this key: byte for byte the same wherever and whenever it is made.
+    pub(crate) fn of_key(key: &SigningKey, called: &str) -> Result<Self, TlsError> {
+        let make = |source| TlsError::Make { names: "the CA".to_owned(), source };
+        let refused = |_| make(rcgen::Error::CouldNotParseKeyPair);
+        let pkcs8 = key.to_pkcs8_der().map_err(refused)?;
+        let own = KeyPair::try_from(pkcs8.as_bytes()).map_err(make)?;
+        let params = ca_params(&own, called);
+        let certificate = params.self_signed(&Repeatable::new(key)).map_err(make)?;
+        let fingerprint = hex(&Sha256::digest(certificate.der()));
+        Ok(Self { pem: certificate.pem(), issuer: Issuer::new(params, own), fingerprint })
     }
 
     /// The certificate, for clients to trust.
@@ -145,6 +158,36 @@ impl Authority {
             date_time_ymd(i32::from(until.year()), part(until.month()), part(until.day()));
         let certificate = params.signed_by(key, &self.issuer).map_err(make)?;
         Ok(certificate.der().to_vec())
+    }
+}
+
+/// Signs without chance (RFC 6979): what is signed twice is the same.
+struct Repeatable<'k> {
+    key: &'k SigningKey,
+    public: Box<[u8]>,
+}
+
+impl<'k> Repeatable<'k> {
+    fn new(key: &'k SigningKey) -> Self {
+        Self { key, public: key.verifying_key().to_sec1_point(false).as_bytes().into() }
+    }
+}
+
+impl PublicKeyData for Repeatable<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        &self.public
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &PKCS_ECDSA_P256_SHA256
+    }
+}
+
+impl rcgen::SigningKey for Repeatable<'_> {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        let signature: Signature =
+            self.key.try_sign(message).map_err(|_| rcgen::Error::RemoteKeyError)?;
+        Ok(signature.to_der().as_bytes().to_vec())
     }
 }
 

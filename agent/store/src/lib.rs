@@ -7,6 +7,7 @@
 
 mod decision;
 mod error;
+mod identity;
 mod journal;
 mod operation;
 mod record;
@@ -19,6 +20,6 @@ pub use journal::{Intent, Operation, Step};
 pub use operation::{Answer, Begun, OPERATION_AGE_MS_MAX, OPERATIONS_MAX};
 pub use record::{
     DecisionRecord, DiskImageRecord, DiskImageState, GroupRecord, GroupSecretRecord, SandboxRecord,
-    Saved, SecretRecord, SnapshotRecord,
+    Saved, SecretRecord, SigningKeyRecord, SnapshotRecord,
 };
 pub use store::{Put, SCHEMA_VERSION, Store};

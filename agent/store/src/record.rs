@@ -38,6 +38,32 @@ pub struct SandboxRecord {
     pub egress_generation: u64,
 }
 
+impl SandboxRecord {
+    /// Of a sandbox whose creation was just accepted.
+    pub fn accepted(
+        id: SandboxId,
+        group: GroupKey,
+        spec: SandboxSpec,
+        image: Digest,
+        created_at_ms: u64,
+    ) -> Self {
+        Self {
+            id,
+            group,
+            spec,
+            state: State::Creating,
+            failure: None,
+            image,
+            created_at_ms,
+            request_id: None,
+            uid: None,
+            saved: None,
+            from_snapshot: None,
+            egress_generation: 0,
+        }
+    }
+}
+
 /// A suspend that was committed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
@@ -96,6 +122,16 @@ pub struct SecretRecord {
     pub created_at_ms: u64,
     /// Milliseconds since 1970.
     pub updated_at_ms: u64,
+}
+
+/// A key that tokens of identities are signed with, wrapped with the node's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SigningKeyRecord {
+    /// As tokens name it.
+    pub id: String,
+    pub wrapped: Vec<u8>,
+    /// Milliseconds since 1970. The newest key whose time has come signs.
+    pub signs_from_ms: u64,
 }
 
 /// What was decided about one flow of a sandbox.

@@ -407,7 +407,25 @@ impl Store {
         })
     }
 
-    /// The same, if there is one.
+    /// Puts another key in place of the group's, unless something may depend on that: a sandbox or
+    /// a snapshot of the group. Whether it did.
+    pub fn replace_unused_group_secret(
+        &self,
+        group: &GroupKey,
+        fresh: Vec<u8>,
+    ) -> Result<bool, StoreError> {
+        self.write("replace a group's key", |txn| {
+            let used = any::<SandboxRecord>(txn, |record| record.group == *group)?
+                || any::<SnapshotRecord>(txn, |record| record.group == *group)?;
+            if !used {
+                let record = GroupSecretRecord { group: group.clone(), wrapped: fresh };
+                table::put(txn, &record)?;
+            }
+            Ok(!used)
+        })
+    }
+
+    /// The wrapped key of the group's snapshots, if there is one.
     pub fn known_group_secret(&self, group: &GroupKey) -> Result<Option<Vec<u8>>, StoreError> {
         let known = self.get::<GroupSecretRecord>(&group.to_string())?;
         Ok(known.map(|known| known.wrapped))
@@ -474,6 +492,11 @@ impl Store {
             Ok(())
         })
     }
+}
+
+fn any<R: Record>(txn: &WriteTransaction, wanted: impl Fn(&R) -> bool) -> Result<bool, StoreError> {
+    let table = txn.open_table(R::definition()).map_err(engine("open a table"))?;
+    Ok(!table::scan(&table, wanted)?.is_empty())
 }
 
 fn engine<E: Into<redb::Error>>(action: &'static str) -> impl FnOnce(E) -> StoreError {

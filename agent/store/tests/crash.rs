@@ -8,9 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use holdfast_model::{
-    Digest, GroupKey, Resources, SandboxId, SandboxSpec, State, sandbox::ImageSource,
-};
+use holdfast_model::{Digest, GroupKey, SandboxId, SandboxSpec, State, sandbox::ImageSource};
 use holdfast_store::{SandboxRecord, Store};
 
 /// Set in the writer's environment only.
@@ -21,29 +19,16 @@ fn record(number: u64) -> SandboxRecord {
     for (place, byte) in random.iter_mut().enumerate() {
         *byte = u8::try_from(number >> (5 * place.min(12)) & 31).unwrap();
     }
-    SandboxRecord {
-        id: SandboxId::from_random(random),
-        group: GroupKey::local_default(),
-        spec: SandboxSpec {
-            image: ImageSource::Public("debian".to_owned()),
-            resources: Resources::DEFAULT,
+    SandboxRecord::accepted(
+        SandboxId::from_random(random),
+        GroupKey::local_default(),
+        SandboxSpec {
             labels: [("n".to_owned(), number.to_string())].into(),
-            environment: Default::default(),
-            entrypoint: None,
-            cmd: None,
-            lifecycle_json: None,
-            egress_json: None,
+            ..SandboxSpec::of_image(ImageSource::Public("debian".to_owned()))
         },
-        state: State::Creating,
-        failure: None,
-        image: Digest::from_sha256([1; 32]),
-        created_at_ms: number,
-        request_id: None,
-        uid: None,
-        saved: None,
-        from_snapshot: None,
-        egress_generation: 0,
-    }
+        Digest::from_sha256([1; 32]),
+        number,
+    )
 }
 
 /// Writes records for ever, saying each when it is durable. Does nothing in an ordinary run.

@@ -1,7 +1,7 @@
 //! Decisions and secrets, and records from before there were policies.
 
 use holdfast_model::{
-    Digest, GroupKey, Resources, SandboxId, SandboxSpec, State, id::ID_BYTES, sandbox::ImageSource,
+    Digest, GroupKey, SandboxId, SandboxSpec, State, id::ID_BYTES, sandbox::ImageSource,
 };
 use holdfast_store::{DecisionRecord, SandboxRecord, SecretRecord, Store};
 
@@ -12,27 +12,18 @@ fn store() -> (Store, tempfile::TempDir) {
 
 fn sandbox(byte: u8) -> SandboxRecord {
     SandboxRecord {
-        id: SandboxId::from_random([byte; ID_BYTES]),
-        group: GroupKey::local_default(),
-        spec: SandboxSpec {
-            image: ImageSource::Public("debian".to_owned()),
-            resources: Resources::DEFAULT,
-            labels: Default::default(),
-            environment: Default::default(),
-            entrypoint: None,
-            cmd: None,
-            lifecycle_json: None,
-            egress_json: Some(r#"{"defaultAction":"Deny"}"#.to_owned()),
-        },
         state: State::Running,
-        failure: None,
-        image: Digest::from_sha256([1; 32]),
-        created_at_ms: 7,
-        request_id: None,
-        uid: None,
-        saved: None,
-        from_snapshot: None,
         egress_generation: 3,
+        ..SandboxRecord::accepted(
+            SandboxId::from_random([byte; ID_BYTES]),
+            GroupKey::local_default(),
+            SandboxSpec {
+                egress_json: Some(r#"{"defaultAction":"Deny"}"#.to_owned()),
+                ..SandboxSpec::of_image(ImageSource::Public("debian".to_owned()))
+            },
+            Digest::from_sha256([1; 32]),
+            7,
+        )
     }
 }
 

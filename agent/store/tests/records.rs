@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use holdfast_model::{
-    Digest, DiskImageId, GroupKey, Resources, SandboxId, SandboxSpec, SnapshotId, State,
-    StopReason, SuspendMode, sandbox::ImageSource,
+    Digest, DiskImageId, GroupKey, SandboxId, SandboxSpec, SnapshotId, State, StopReason,
+    SuspendMode, sandbox::ImageSource,
 };
 use holdfast_store::{
     Answer, Begun, DiskImageRecord, DiskImageState, GroupRecord, Intent, OPERATION_AGE_MS_MAX,
@@ -30,27 +30,18 @@ fn group(name: &str) -> GroupKey {
 
 fn sandbox(byte: u8, group_name: &str, request_id: Option<&str>) -> SandboxRecord {
     SandboxRecord {
-        id: SandboxId::from_random([byte; 20]),
-        group: group(group_name),
-        spec: SandboxSpec {
-            image: ImageSource::Disk(DiskImageId::from_random([3; 20])),
-            resources: Resources::DEFAULT,
-            labels: Default::default(),
-            environment: Default::default(),
-            entrypoint: None,
-            cmd: Some(vec![]),
-            lifecycle_json: Some("{}".to_owned()),
-            egress_json: None,
-        },
-        state: State::Creating,
-        failure: None,
-        image: Digest::from_sha256([1; 32]),
-        created_at_ms: 7,
         request_id: request_id.map(str::to_owned),
-        uid: None,
-        saved: None,
-        from_snapshot: None,
-        egress_generation: 0,
+        ..SandboxRecord::accepted(
+            SandboxId::from_random([byte; 20]),
+            group(group_name),
+            SandboxSpec {
+                cmd: Some(vec![]),
+                lifecycle_json: Some("{}".to_owned()),
+                ..SandboxSpec::of_image(ImageSource::Disk(DiskImageId::from_random([3; 20])))
+            },
+            Digest::from_sha256([1; 32]),
+            7,
+        )
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use holdfast_api::path;
-use holdfast_model::{Digest, Resources, SandboxId, SandboxSpec, State, sandbox::ImageSource};
+use holdfast_model::{Digest, SandboxId, SandboxSpec, State, sandbox::ImageSource};
 use holdfast_store::{SandboxRecord, Store};
 use holdfastd::config::Config;
 
@@ -59,34 +59,28 @@ fn plant(config: &mut Config) {
         "could not start: sent {ENVIRONMENT} with Bearer {BEARER} to https://{USER_PART}@host/x"
     );
     let record = SandboxRecord {
-        id: SandboxId::from_random([7; 20]),
-        group: group(),
-        spec: SandboxSpec {
-            image: ImageSource::Public("debian".to_owned()),
-            resources: Resources::DEFAULT,
-            labels: [("name".to_owned(), LABEL.to_owned())].into(),
-            environment: [
-                ("PASSWORD".to_owned(), ENVIRONMENT.to_owned()),
-                ("KEY".to_owned(), KEY.to_owned()),
-            ]
-            .into(),
-            entrypoint: Some(vec!["/bin/run".to_owned(), format!("--password={ARGUMENT}")]),
-            cmd: None,
-            lifecycle_json: None,
-            egress_json: Some(format!(
-                r#"{{"defaultAction":"Deny","rules":[{{"match":{{"host":"a.test"}},"action":{{"type":"Transform",
-                    "headers":[{{"operation":"Set","name":"X-Key","value":"{HEADER}"}}]}}}}]}}"#
-            )),
-        },
         state: State::Failed,
-        uid: None,
-        saved: None,
-        from_snapshot: None,
-        egress_generation: 0,
         failure: Some(failure),
-        image: Digest::from_sha256([3; 32]),
-        created_at_ms: 1_767_323_045_000,
-        request_id: None,
+        ..SandboxRecord::accepted(
+            SandboxId::from_random([7; 20]),
+            group(),
+            SandboxSpec {
+                labels: [("name".to_owned(), LABEL.to_owned())].into(),
+                environment: [
+                    ("PASSWORD".to_owned(), ENVIRONMENT.to_owned()),
+                    ("KEY".to_owned(), KEY.to_owned()),
+                ]
+                .into(),
+                entrypoint: Some(vec!["/bin/run".to_owned(), format!("--password={ARGUMENT}")]),
+                egress_json: Some(format!(
+                    r#"{{"defaultAction":"Deny","rules":[{{"match":{{"host":"a.test"}},"action":{{"type":"Transform",
+                    "headers":[{{"operation":"Set","name":"X-Key","value":"{HEADER}"}}]}}}}]}}"#
+                )),
+                ..SandboxSpec::of_image(ImageSource::Public("debian".to_owned()))
+            },
+            Digest::from_sha256([3; 32]),
+            1_767_323_045_000,
+        )
     };
     store.put_sandbox(&record).unwrap();
 }

@@ -1,9 +1,7 @@
 //! Egress policies, what was decided under them, and secrets: everything that needs no microVM.
 
 use holdfast_api::path;
-use holdfast_model::{
-    Digest, Resources, SandboxId, SandboxSpec, State, id::ID_BYTES, sandbox::ImageSource,
-};
+use holdfast_model::{Digest, SandboxId, SandboxSpec, State, id::ID_BYTES, sandbox::ImageSource};
 use holdfast_store::{DecisionRecord, SandboxRecord, Store};
 use holdfastd::config::Config;
 use serde_json::{Value, json};
@@ -18,27 +16,15 @@ fn id() -> SandboxId {
 fn plant(config: &mut Config) {
     let store = Store::open(&config.paths.state.join("store.redb")).unwrap();
     let record = SandboxRecord {
-        id: id(),
-        group: group(),
-        spec: SandboxSpec {
-            image: ImageSource::Public("debian".to_owned()),
-            resources: Resources::DEFAULT,
-            labels: Default::default(),
-            environment: Default::default(),
-            entrypoint: None,
-            cmd: None,
-            lifecycle_json: None,
-            egress_json: None,
-        },
         state: State::Failed,
         failure: Some("the machine was lost".to_owned()),
-        image: Digest::from_sha256([0; 32]),
-        created_at_ms: 0,
-        request_id: None,
-        uid: None,
-        saved: None,
-        from_snapshot: None,
-        egress_generation: 0,
+        ..SandboxRecord::accepted(
+            id(),
+            group(),
+            SandboxSpec::of_image(ImageSource::Public("debian".to_owned())),
+            Digest::from_sha256([0; 32]),
+            0,
+        )
     };
     store.put_sandbox(&record).unwrap();
     let decision = |sequence, allowed| DecisionRecord {
@@ -101,6 +87,12 @@ async fn a_policy_rules_until_another_one_that_is_right_and_outlives_the_daemon(
     let message = answer.refused(400, "InvalidRequest");
     assert!(message.starts_with(r#"rules[0] "key": match.host: "#), "{message}");
     assert!(answer.error().hint.unwrap().contains("`*.example.com`"));
+    let mut assigned = policy();
+    assigned["rules"][0]["action"]["headers"][0]["valueRef"] = json!({"managedIdentityRef": {
+        "type": "UserAssigned", "resource": "https://v.test", "identityResourceId": "/x/other"
+    }});
+    let answer = server.post(&at, assigned.to_string()).await;
+    answer.refused(400, "UnsupportedField");
     let cases = [
         ("", "MalformedJson"),
         ("{}", "InvalidRequest"),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_api::page::PAGE_SIZE;
-use holdfast_model::{Digest, Resources, SandboxId, SandboxSpec, State, sandbox::ImageSource};
+use holdfast_model::{Digest, SandboxId, SandboxSpec, State, sandbox::ImageSource};
 use holdfast_store::{SandboxRecord, Store};
 use holdfastd::config::Config;
 
@@ -23,27 +23,18 @@ fn put_sandboxes(config: &mut Config) {
         let labels =
             [("parity".to_owned(), parity.to_owned()), ("n".to_owned(), number.to_string())];
         let record = SandboxRecord {
-            id: SandboxId::from_random(random),
-            group: group(),
-            spec: SandboxSpec {
-                image: ImageSource::Public("debian".to_owned()),
-                resources: Resources::DEFAULT,
-                labels: BTreeMap::from(labels),
-                environment: BTreeMap::new(),
-                entrypoint: None,
-                cmd: None,
-                lifecycle_json: None,
-                egress_json: None,
-            },
             state: State::Failed,
             failure: Some("the machine was lost".to_owned()),
-            image: Digest::from_sha256([0; 32]),
-            created_at_ms: 1_767_323_045_000,
-            request_id: None,
-            uid: None,
-            saved: None,
-            from_snapshot: None,
-            egress_generation: 0,
+            ..SandboxRecord::accepted(
+                SandboxId::from_random(random),
+                group(),
+                SandboxSpec {
+                    labels: BTreeMap::from(labels),
+                    ..SandboxSpec::of_image(ImageSource::Public("debian".to_owned()))
+                },
+                Digest::from_sha256([0; 32]),
+                1_767_323_045_000,
+            )
         };
         store.put_sandbox(&record).unwrap();
     }

@@ -6,6 +6,7 @@ mod bundle;
 mod egress;
 mod front;
 mod groups;
+mod identity;
 mod images;
 mod lists;
 mod metrics;

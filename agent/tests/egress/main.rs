@@ -12,14 +12,24 @@ mod guest;
 mod sys;
 mod world;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use holdfast_jail::Slot;
-use holdfast_model::GroupKey;
-use holdfast_netpolicy::SANDBOX_RULESET;
-use holdfastd::egress::{EgressError, Way};
+use holdfast_model::{GroupKey, SandboxId};
+use holdfast_netpolicy::{Policy, SANDBOX_RULESET};
+use holdfastd::{
+    credentials::{KeyError, Vault},
+    egress::{Credentials, EgressError, Values, Way},
+    tls::Authority,
+};
 
-use crate::world::{Answer, World, deny, local, rules, sandbox};
+use crate::world::{Answer, World, deny, local, needs_secret, rules, sandbox};
+
+/// Why a request is denied whose rule refers to a secret that is not there.
+const MISSING: &str = "secret_missing";
 
 /// What a process that ended may take to be back, as it was promised.
 const BACK: Duration = Duration::from_secs(2);
@@ -198,5 +208,98 @@ async fn a_sandbox_that_is_put_again_is_served_in_its_new_slot_alone() {
     egress.put(&local(), &sandbox(1), Way::Sockets(sockets), deny(5)).await.unwrap();
     assert_eq!(third.ask("evil.test"), Answer::Refused);
     assert_eq!(after.ask("evil.test"), Answer::Nothing);
+    egress.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e9_a_secret_that_is_gone_is_withdrawn_before_that_is_answered_also_from_a_process_of_before()
+ {
+    let world = World::new();
+    let egress = world.agent();
+    let (guest, way) = world::guest();
+    world.put_secret("one");
+    egress.put(&local(), &sandbox(1), way, needs_secret()).await.unwrap();
+    guest.get("had.svc.test");
+    assert_ne!(world.reason("had.svc.test").await, MISSING);
+
+    world.remove_secret();
+    egress.revalue(&local()).await.unwrap();
+    guest.get("gone.svc.test");
+    assert_eq!(world.reason("gone.svc.test").await, MISSING);
+
+    world.put_secret("two");
+    egress.revalue(&local()).await.unwrap();
+    guest.get("again.svc.test");
+    assert_ne!(world.reason("again.svc.test").await, MISSING);
+
+    // An agent that was killed between the two: the next one makes up for it.
+    egress.stop().await;
+    drop(egress);
+    world.remove_secret();
+    let egress = world.agent();
+    egress.put(&local(), &sandbox(1), Way::Tap(guest.tap()), needs_secret()).await.unwrap();
+    guest.get("found.svc.test");
+    assert_eq!(world.reason("found.svc.test").await, MISSING);
+    egress.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e9_a_process_that_was_killed_or_does_not_answer_keeps_no_withdrawn_secret() {
+    let world = World::new();
+    let egress = world.agent();
+    let (guest, way) = world::guest();
+    world.put_secret("one");
+    egress.put(&local(), &sandbox(1), way, needs_secret()).await.unwrap();
+    world.kill(world.pid().unwrap());
+    world.remove_secret();
+    egress.revalue(&local()).await.unwrap();
+    world::eventually("it is not back", || world.pid().is_some());
+    guest.get("killed.svc.test");
+    assert_eq!(world.reason("killed.svc.test").await, MISSING);
+
+    world.put_secret("two");
+    egress.revalue(&local()).await.unwrap();
+    let silent = world.pid().unwrap();
+    world.halt(silent);
+    world.remove_secret();
+    egress.revalue(&local()).await.unwrap();
+    assert!(!world.pids().contains(&silent), "it has the secret still");
+    guest.get("halted.svc.test");
+    assert_eq!(world.reason("halted.svc.test").await, MISSING);
+    egress.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_whose_time_is_nearly_over_are_brought_anew_by_themselves() {
+    /// Has everything be renewed soon, as tokens are every ten minutes.
+    struct Soon(Arc<Vault>);
+
+    impl Credentials for Soon {
+        fn authority(&self, group: &GroupKey) -> Result<Authority, KeyError> {
+            self.0.authority(group)
+        }
+
+        fn values(&self, group: &GroupKey, sandbox: &SandboxId, policy: &Policy) -> Values {
+            let renew_at_ms = Some(holdfastd::sandbox::now_ms() + 100);
+            Values { renew_at_ms, ..self.0.values(group, sandbox, policy) }
+        }
+    }
+
+    let world = World::new();
+    let egress = world.agent_with(Arc::new(Soon(Arc::clone(&world.vault))));
+    let (guest, way) = world::guest();
+    egress.put(&local(), &sandbox(1), way, needs_secret()).await.unwrap();
+    guest.get("before.svc.test");
+    assert_eq!(world.reason("before.svc.test").await, MISSING);
+    world.put_secret("one");
+    let began = Instant::now();
+    for number in 0.. {
+        let host = format!("after-{number}.svc.test");
+        guest.get(&host);
+        if world.reason(&host).await != MISSING {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "nobody brought it");
+    }
     egress.stop().await;
 }

@@ -2,7 +2,7 @@
 
 use std::{
     os::{fd::OwnedFd, unix::fs::PermissionsExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU16, Ordering},
@@ -13,19 +13,21 @@ use std::{
 
 use fs_err as fs;
 use holdfast_jail::Slot;
-use holdfast_model::{GroupKey, SandboxId};
+use holdfast_model::{GroupKey, SandboxId, Secret};
 use holdfast_netpolicy::{Policy, SANDBOX_RULESET};
-use holdfast_wire::egress::Decision;
+use holdfast_store::Store;
+use holdfast_wire::egress::{Decision, Kind};
 use holdfastd::{
     config::Config,
-    egress::{Egress, Rules, Way},
+    credentials::Vault,
+    egress::{Credentials, Egress, Rules, Way},
     metrics::Metrics,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::{
-    frames::{Packet, UDP},
+    frames::{ACK, OUTSIDE, Packet, UDP},
     guest::Guest,
 };
 
@@ -37,9 +39,14 @@ const NAME_SERVER: [u8; 4] = [8, 8, 8, 8];
 
 pub(super) struct World {
     folder: TempDir,
+    /// Secrets, keys of groups, tokens.
+    pub(super) vault: Arc<Vault>,
     metrics: Arc<Metrics>,
     told: Arc<Mutex<Vec<Decision>>>,
 }
+
+/// A secret of the group.
+pub(super) const SECRET: &str = "s";
 
 /// A guest whose sockets are with the agent.
 pub(super) struct GuestOf(Guest);
@@ -60,26 +67,45 @@ impl World {
         let folder = TempDir::new().unwrap();
         // The program runs as another user.
         fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        let world =
-            Self { folder, metrics: Arc::new(Metrics::new().unwrap()), told: Arc::default() };
+        let state = folder.path().join("state");
+        fs::create_dir(&state).unwrap();
+        let store = Arc::new(Store::open(&state.join("store.redb")).unwrap());
+        let vault = Vault::open(&config(folder.path()), store).unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let world = Self { folder, vault, metrics, told: Arc::default() };
         world.show_program();
         world
     }
 
     /// An agent's part of egress.
     pub(super) fn agent(&self) -> Arc<Egress> {
-        let path = |name: &str| self.folder.path().join(name);
-        let mut config = Config::default();
-        config.paths.state = path("state");
-        config.paths.run = path("run");
-        config.paths.cgroups = path("no-cgroups");
-        config.paths.egress = self.program();
-        config.egress.resolvers = vec!["127.0.0.1:1".to_owned()];
+        self.agent_with(Arc::clone(&self.vault) as Arc<dyn Credentials>)
+    }
+
+    pub(super) fn agent_with(&self, credentials: Arc<dyn Credentials>) -> Arc<Egress> {
+        let config = config(self.folder.path());
         let told = Arc::clone(&self.told);
         let sink = move |_: &GroupKey, batch: holdfast_wire::egress::Decisions| {
             told.lock().unwrap().extend(batch.entries);
         };
-        Egress::open(&config, Arc::clone(&self.metrics), Arc::new(sink)).unwrap()
+        Egress::open(&config, Arc::clone(&self.metrics), credentials, Arc::new(sink)).unwrap()
+    }
+
+    /// Has the group have this secret, with this value.
+    pub(super) fn put_secret(&self, value: &str) {
+        let values = [("key".to_owned(), Secret::new(value))].into();
+        self.vault.put_secret(local(), SECRET.to_owned(), values, 10).unwrap().unwrap();
+    }
+
+    pub(super) fn remove_secret(&self) {
+        assert!(self.vault.remove_secret(&local(), SECRET).unwrap());
+    }
+
+    /// Why a request to this host was decided as it was.
+    pub(super) async fn reason(&self, host: &str) -> String {
+        let told = self.told(|it| it.host == host && it.kind == Kind::Http).await;
+        assert_eq!(told.generation, 1);
+        told.reason
     }
 
     /// A copy of the world's own, so that its processes are known from others'.
@@ -120,6 +146,12 @@ impl World {
         eventually("it does not end", || !self.pids().contains(&pid));
     }
 
+    /// Has it stand still.
+    pub(super) fn halt(&self, pid: u32) {
+        let process = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        kill_process(process, Signal::STOP).unwrap();
+    }
+
     /// The first decision of this kind that is told.
     pub(super) async fn told(&self, wanted: impl Fn(&Decision) -> bool) -> Decision {
         let end = Instant::now() + PATIENCE;
@@ -136,6 +168,17 @@ impl World {
     pub(super) fn metrics(&self) -> String {
         self.metrics.text().unwrap()
     }
+}
+
+/// Of a node that has this folder.
+fn config(folder: &Path) -> Config {
+    let mut config = Config::default();
+    config.paths.state = folder.join("state");
+    config.paths.run = folder.join("run");
+    config.paths.cgroups = folder.join("no-cgroups");
+    config.paths.egress = folder.join("holdfast-egress");
+    config.egress.resolvers = vec!["127.0.0.1:1".to_owned()];
+    config
 }
 
 impl Drop for World {
@@ -197,6 +240,18 @@ impl GuestOf {
             code => Answer::Other(code),
         }
     }
+
+    /// Asks this host for a page without TLS, over a connection of its own. What became of it is
+    /// told by the process.
+    pub(super) fn get(&self, host: &str) {
+        static NEXT: AtomicU16 = AtomicU16::new(20_000);
+        let (to, port) = ((OUTSIDE, 80), NEXT.fetch_add(1, Ordering::Relaxed));
+        let answer = self.0.connect(to, port).expect("nobody took the connection");
+        let (_, number) = answer.segment();
+        let mut segment = Packet::tcp(to.0, (port, to.1), ACK, (101, number.wrapping_add(1)));
+        segment.payload.extend(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").bytes());
+        self.0.send(&segment.frame());
+    }
 }
 
 /// A guest in a slot of its own, and the sockets of that.
@@ -214,7 +269,18 @@ pub(super) fn sandbox(number: u8) -> SandboxId {
 }
 
 pub(super) fn rules(generation: u64, policy: &str) -> Rules {
-    Rules { generation, policy: policy.as_bytes().to_vec(), secrets: Vec::new() }
+    Rules { generation, policy: policy.as_bytes().to_vec() }
+}
+
+/// Requests to hosts below svc.test need the secret. Nobody is behind the name server, so none is
+/// answered: whether one has the secret shows in why it fails.
+pub(super) fn needs_secret() -> Rules {
+    let policy = format!(
+        r#"{{"defaultAction":"Deny","rules":[{{"match":{{"host":"*.svc.test"}},"action":{{
+        "type":"Transform","allowPlainHttp":true,"headers":[{{"operation":"Set","name":"X-Key",
+        "valueRef":{{"secretRef":{{"secretId":"{SECRET}"}}}}}}]}}}}]}}"#
+    );
+    rules(1, &policy)
 }
 
 /// Nothing leaves.

@@ -56,6 +56,10 @@ pub enum Request {
     /// Answered when the new policy rules everywhere: flows that it no longer allows are reset, and
     /// no byte of them passes after the answer.
     Put(Put),
+    /// Answered when these hold: the next request of whatever connection has them and no others.
+    /// What its policy refers to and is not among them is withdrawn. A sandbox that is not held has
+    /// none: that is no error.
+    Values(Values),
     /// Answered when all its flows and both sockets are closed. A sandbox that is not held is gone
     /// already: that is no error.
     Remove { sandbox: String },
@@ -167,7 +171,14 @@ pub struct Put {
     /// JSON of the policy, at most [`POLICY_BYTES_MAX`].
     #[serde(with = "serde_bytes")]
     pub policy: Vec<u8>,
-    /// Values of everything that the policy refers to. One that lacks a value is refused.
+    /// Values of what the policy refers to. A request that needs one that is not here is denied.
+    pub secrets: Vec<Credential>,
+}
+
+/// Other values for the policy that a sandbox has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Values {
+    pub sandbox: String,
     pub secrets: Vec<Credential>,
 }
 
@@ -176,6 +187,8 @@ pub struct Put {
 pub struct Credential {
     pub reference: Reference,
     pub value: String,
+    /// Milliseconds since the epoch, from which on it is put into nothing. `None`: it has no end.
+    pub expires_at_ms: Option<u64>,
 }
 
 impl fmt::Debug for Credential {
@@ -345,7 +358,7 @@ mod tests {
 
     fn put(policy: Vec<u8>) -> ToEgress {
         let reference = Reference::Secret { id: "token".into(), key: None };
-        let secrets = vec![Credential { reference, value: "hunter2".into() }];
+        let secrets = vec![Credential { reference, value: "hunter2".into(), expires_at_ms: None }];
         let put = Put { sandbox: "a".repeat(20), generation: 7, policy, secrets };
         ToEgress { id: 1, request: Request::Put(put) }
     }

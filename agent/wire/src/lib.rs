@@ -11,4 +11,4 @@ pub mod vmm;
 
 /// Version of every message in this crate, sent in the first message of a connection. Both ends
 /// ship together; a guest resumed from an older snapshot is the one peer that may differ.
-pub const WIRE_VERSION: u16 = 2;
+pub const WIRE_VERSION: u16 = 3;

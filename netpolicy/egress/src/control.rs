@@ -161,6 +161,7 @@ async fn requests(
                 continue;
             }
             Request::Put(ref put) => Some(put.sandbox.clone()),
+            Request::Values(ref values) => Some(values.sandbox.clone()),
             Request::Remove { ref sandbox } => Some(sandbox.clone()),
         };
         let Some(sandbox) = sandbox else {
@@ -221,6 +222,10 @@ async fn work(group: Arc<Group>, mut jobs: mpsc::Receiver<Job>, answers: mpsc::S
                 Ok(sockets) => group.put(put, sockets).await,
                 Err(refused) => Err(refused),
             },
+            Request::Values(values) => {
+                group.revalue(values);
+                Ok(())
+            }
             Request::Remove { sandbox } => {
                 group.remove(&sandbox).await;
                 Ok(())

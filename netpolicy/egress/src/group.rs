@@ -1,7 +1,7 @@
 //! The sandboxes of the group, and what they have in common.
 
 use std::{
-    collections::{BTreeMap, HashMap, btree_map::Entry},
+    collections::HashMap,
     io,
     os::fd::OwnedFd,
     sync::{
@@ -11,7 +11,9 @@ use std::{
 };
 
 use holdfast_netpolicy::{Identity, Policy, PolicyError, ValueRef};
-use holdfast_wire::egress::{Configure, Credential, Held, Put, Reference, SANDBOXES_MAX, Stats};
+use holdfast_wire::egress::{
+    Configure, Credential, Held, Put, Reference, SANDBOXES_MAX, Stats, Values,
+};
 use rustls::pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
@@ -19,7 +21,7 @@ use crate::{
     accept,
     audit::Audit,
     dns::server::serve_udp,
-    sandbox::{Rules, Sandbox},
+    sandbox::{Guarded, Rules, Sandbox, Secrets},
     setup::{BadSetup, Setup},
     sys,
 };
@@ -33,8 +35,6 @@ pub(crate) enum Refused {
     Setup(#[from] BadSetup),
     #[error("the policy cannot be used")]
     Policy(#[from] PolicyError),
-    #[error("the policy refers to {0:?}, and no value came with it")]
-    NoValue(Reference),
     #[error("sandbox {sandbox} has generation {has}: {offered} is not newer")]
     Old { sandbox: String, has: u64, offered: u64 },
     #[error("sandbox {0} is not held: its first Put brings two sockets")]
@@ -126,8 +126,8 @@ impl Group {
             return Err(Refused::NotConfigured);
         }
         let policy = Policy::parse(&put.policy)?;
-        let secrets = values(&policy, given)?;
-        let rules = Rules { policy, generation: put.generation, secrets };
+        let secrets = values(&policy, given);
+        let rules = Rules::new(policy, put.generation, secrets);
         match (self.sandbox(&put.sandbox), sockets) {
             (Some(_), Some(_)) => Err(Refused::Sockets(put.sandbox)),
             (None, None) => Err(Refused::NoSockets(put.sandbox)),
@@ -141,6 +141,14 @@ impl Group {
                 Ok(())
             }
             (None, Some(sockets)) => self.begin(put.sandbox, rules, sockets),
+        }
+    }
+
+    /// Has a sandbox's policy refer to these values, and no others, from its next request on.
+    pub(crate) fn revalue(&self, mut new: Values) {
+        let given = guarded(std::mem::take(&mut new.secrets));
+        if let Some(sandbox) = self.sandbox(&new.sandbox) {
+            sandbox.revalue(|policy| values(policy, given));
         }
     }
 
@@ -173,25 +181,18 @@ impl Group {
     }
 }
 
-type Secrets = BTreeMap<Reference, Zeroizing<String>>;
-
 /// Values that leave nothing in memory, whatever becomes of the request.
 fn guarded(credentials: Vec<Credential>) -> Secrets {
-    let guard = |credential: Credential| (credential.reference, Zeroizing::new(credential.value));
+    let guard = |Credential { reference, value, expires_at_ms }| {
+        (reference, Guarded { text: Zeroizing::new(value), expires_at_ms })
+    };
     credentials.into_iter().map(guard).collect()
 }
 
 /// The values a policy refers to, out of those that came with it; others are let go of.
-fn values(policy: &Policy, mut given: Secrets) -> Result<Secrets, Refused> {
-    let mut values = BTreeMap::new();
-    for reference in policy.value_refs().map(reference) {
-        if let Entry::Vacant(place) = values.entry(reference) {
-            let value = given.remove(place.key());
-            let value = value.ok_or_else(|| Refused::NoValue(place.key().clone()))?;
-            place.insert(value);
-        }
-    }
-    Ok(values)
+fn values(policy: &Policy, mut given: Secrets) -> Secrets {
+    let wanted = policy.value_refs().map(reference);
+    wanted.filter_map(|reference| given.remove_entry(&reference)).collect()
 }
 
 /// How the agent names what a policy refers to.

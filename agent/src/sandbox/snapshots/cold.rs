@@ -90,7 +90,7 @@ impl Snapshots {
         group: &GroupKey,
         id: &SnapshotId,
     ) -> Result<Option<(Cold, Vec<u8>)>, SaveError> {
-        let key = self.known_group_key(group)?;
+        let key = self.keys.known_of_group(group)?;
         let snapshot = Snapshot::open(&self.pieces, &key, id.as_str())?;
         let Some(image) = snapshot.manifest.images.get(MEMORY) else { return Ok(None) };
         let state = self.state_of(&snapshot, &key, id)?;

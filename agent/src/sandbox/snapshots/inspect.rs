@@ -37,7 +37,7 @@ impl Snapshots {
         group: &GroupKey,
         id: &SnapshotId,
     ) -> Result<Anatomy, SaveError> {
-        let key = self.known_group_key(group)?;
+        let key = self.keys.known_of_group(group)?;
         let manifest = Snapshot::open(&self.pieces, &key, id.as_str())?.manifest;
         let pieces = manifest.pieces();
         let mut piece_bytes = 0;
@@ -62,7 +62,7 @@ impl Snapshots {
         group: &GroupKey,
         id: &SnapshotId,
     ) -> Result<Verified, SaveError> {
-        let key = self.known_group_key(group)?;
+        let key = self.keys.known_of_group(group)?;
         let snapshot = Snapshot::open(&self.pieces, &key, id.as_str())?;
         Ok(snapshot.verify(&self.pieces, &key)?)
     }

@@ -11,7 +11,7 @@ use holdfast_snapshot::Kind;
 
 use super::{
     remote::Upload,
-    tests::{DISK, copied, group, id, memory_of, record},
+    tests::{DISK, copied, group, id, memory_of, node_of_site, record},
     *,
 };
 use crate::fault::FAULT_POINT;
@@ -36,11 +36,7 @@ impl Site {
             let state = folder.join(name);
             fs::create_dir_all(&state).unwrap();
             let store = Folder::open(&folder.join("remote")).unwrap();
-            let groups = vec!["default".to_owned()];
-            let key = Key::new([9; KEY_BYTES]);
-            let remote = Remote::new(store, key, groups, 0, state.join("remote")).unwrap();
-            let store = Arc::new(Store::open(&state.join("store.redb")).unwrap());
-            Snapshots::open(&state, store, 0).unwrap().with_remote(Some(remote))
+            node_of_site(&state, store, 9)
         };
         Self { one: node("one"), other: node("other") }
     }

@@ -38,7 +38,7 @@ use super::{
     report::{Fetched, Warmth},
 };
 use crate::{
-    durable::{self, Readers},
+    credentials::{KeyError, Keys},
     error_chain::error_chain,
     fault::{self, Point},
 };
@@ -46,7 +46,6 @@ use crate::{
 /// Name of the memory's image in a snapshot. One without it is of the disk alone.
 const MEMORY: &str = "memory";
 const DISK_FILE: &str = "disk.ext4";
-const KEY_BYTES: usize = 32;
 const PAGE: u64 = PAGE_BYTES as u64;
 
 pub(super) use cold::{Cold, Memory};
@@ -62,19 +61,15 @@ pub enum SaveError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Folder(#[from] DiskError),
-    #[error("{} holds no key of {KEY_BYTES} bytes", path.display())]
-    NodeKey { path: PathBuf },
-    #[error("the key of group {group} was wrapped by another node's key")]
-    GroupKey { group: GroupKey },
-    #[error("there is no key for group {group}, so nothing of it was ever saved")]
-    NoGroupKey { group: GroupKey },
+    #[error(transparent)]
+    Key(#[from] KeyError),
     #[error("snapshot {id} has no device state")]
     NoState { id: SnapshotId },
     #[error("snapshots of group {group} stay on this node: no remote store is set up for it")]
     NoRemote { group: GroupKey },
     #[error(
-        "the key of group {group} is this node's own: snapshots of it were made before its remote \
-         store was set up, and nobody else could open them"
+        "the key of group {group} is this node's own: it was made before the group's remote store was \
+         set up, and nobody else could open its snapshots"
     )]
     OwnKey { group: GroupKey },
     #[error("the record of remote snapshot {id} cannot be read: {reason}")]
@@ -94,7 +89,7 @@ pub(super) struct Snapshots {
     folders: PathBuf,
     /// This boot of the node: no memory file of another is trusted, for none was ever synced.
     boot: String,
-    node_key: Key,
+    keys: Arc<Keys>,
     store: Arc<Store>,
     /// Held for reading while a snapshot is written: no collection may take its pieces.
     writing: RwLock<()>,
@@ -174,7 +169,7 @@ pub(super) struct TakenUp {
 impl Snapshots {
     pub(super) fn open(
         state: &Path,
-        store: Arc<Store>,
+        keys: Arc<Keys>,
         hot_bytes_max: u64,
     ) -> Result<Self, SaveError> {
         let folders = state.join("saved");
@@ -184,8 +179,8 @@ impl Snapshots {
             pieces: Folder::open(&state.join("snapshots"))?,
             folders,
             boot: fs::read_to_string(boot).map_err(failed("read", boot))?.trim().to_owned(),
-            node_key: node_key(&state.join("snapshot-key"))?,
-            store,
+            store: Arc::clone(keys.store()),
+            keys,
             writing: RwLock::default(),
             pins: Arc::default(),
             hot_bytes_max,
@@ -283,7 +278,7 @@ impl Snapshots {
         now_ms: u64,
     ) -> Result<(), SaveError> {
         let _writing = self.writing.read().unwrap_or_else(PoisonError::into_inner);
-        let key = self.group_key(group)?;
+        let key = self.keys.of_group(group)?;
         let disk = copied.folder.join(DISK_FILE);
         fs::File::open(&disk).and_then(|disk| disk.sync_all()).map_err(failed("sync", &disk))?;
         for folder in [&copied.folder, &self.folders] {
@@ -318,7 +313,7 @@ impl Snapshots {
 
     /// Finds what is needed to go on from it.
     pub(super) fn take_up(&self, group: &GroupKey, id: &SnapshotId) -> Result<TakenUp, SaveError> {
-        let key = self.known_group_key(group)?;
+        let key = self.keys.known_of_group(group)?;
         let snapshot = Snapshot::open(&self.pieces, &key, id.as_str())?;
         let disk = self.folder(id).join(DISK_FILE);
         let mut fetched = Fetched { warmth: Warmth::Booted, ..Fetched::default() };
@@ -454,32 +449,6 @@ impl Snapshots {
         Ok(())
     }
 
-    /// The node's own key: for what never leaves the node.
-    pub(in crate::sandbox) fn node_key(&self) -> &Key {
-        &self.node_key
-    }
-
-    fn group_key(&self, group: &GroupKey) -> Result<Key, SaveError> {
-        let fresh = match self.remote.as_ref().filter(|remote| remote.has(group)) {
-            Some(remote) => remote.group_key(group)?,
-            None => Key::random()?,
-        };
-        let fresh = self.node_key.wrap(&fresh)?;
-        let wrapped = self.store.group_secret(group, fresh)?;
-        self.unwrapped(group, &wrapped)
-    }
-
-    fn known_group_key(&self, group: &GroupKey) -> Result<Key, SaveError> {
-        let wrapped = self.store.known_group_secret(group)?;
-        let wrapped = wrapped.ok_or_else(|| SaveError::NoGroupKey { group: group.clone() })?;
-        self.unwrapped(group, &wrapped)
-    }
-
-    fn unwrapped(&self, group: &GroupKey, wrapped: &[u8]) -> Result<Key, SaveError> {
-        let key = self.node_key.unwrap(wrapped)?;
-        key.ok_or_else(|| SaveError::GroupKey { group: group.clone() })
-    }
-
     /// Says in the log why a snapshot stays behind that nobody needs; the next start sweeps it.
     pub(super) fn released_or_logged(&self, id: &SnapshotId) {
         if let Err(error) = self.release(id) {
@@ -487,23 +456,6 @@ impl Snapshots {
             warn!(snapshot:% = id, error:%; "snapshot not removed");
         }
     }
-}
-
-/// The node's key, made at the first start.
-fn node_key(path: &Path) -> Result<Key, SaveError> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let mut fresh = [0; KEY_BYTES];
-            getrandom::fill(&mut fresh)
-                .map_err(|error| failed("make", path)(io::Error::other(error.to_string())))?;
-            durable::replace(path, &fresh, Readers::Owner).map_err(failed("write", path))?;
-            fresh.to_vec()
-        }
-        Err(error) => return Err(failed("read", path)(error)),
-    };
-    let bytes = bytes.try_into().map_err(|_| SaveError::NodeKey { path: path.to_owned() })?;
-    Ok(Key::new(bytes))
 }
 
 #[cfg(test)]

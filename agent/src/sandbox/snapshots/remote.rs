@@ -9,7 +9,7 @@ use std::{
     io,
     path::PathBuf,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -27,6 +27,7 @@ use tokio::sync::Notify;
 
 use super::{DISK_FILE, SaveError, Snapshots, failed};
 use crate::{
+    credentials::Site,
     durable::{self, Readers},
     error_chain::error_chain,
     fault::{self, Point},
@@ -61,10 +62,7 @@ pub enum Upload {
 pub(in crate::sandbox) struct Remote {
     /// Whatever keeps pieces elsewhere.
     store: Box<dyn PieceStore + Send>,
-    /// Group keys are made of it, on each node the same.
-    site_key: Key,
-    /// Names of groups; `*` is all.
-    groups: Vec<String>,
+    site: Arc<Site>,
     /// 0: no bound.
     bytes_per_second: u64,
     marks: PathBuf,
@@ -77,16 +75,14 @@ pub(in crate::sandbox) struct Remote {
 impl Remote {
     pub(in crate::sandbox) fn new(
         store: impl PieceStore + Send + 'static,
-        site_key: Key,
-        groups: Vec<String>,
+        site: Arc<Site>,
         bytes_per_second: u64,
         marks: PathBuf,
     ) -> Result<Self, SaveError> {
         fs::create_dir_all(&marks).map_err(failed("make", &marks))?;
         Ok(Self {
             store: Box::new(store),
-            site_key,
-            groups,
+            site,
             bytes_per_second,
             marks,
             stopping: AtomicBool::new(false),
@@ -97,11 +93,11 @@ impl Remote {
     }
 
     pub(super) fn has(&self, group: &GroupKey) -> bool {
-        self.groups.iter().any(|name| name == "*" || name == group.name())
+        self.site.has(group)
     }
 
     pub(super) fn group_key(&self, group: &GroupKey) -> Result<Key, SaveError> {
-        Ok(self.site_key.of_group(&group.to_string())?)
+        Ok(self.site.group_key(group)?)
     }
 
     /// The store itself.
@@ -192,7 +188,7 @@ impl Snapshots {
 
     /// The group's key, if it is the one that every node of the site has.
     fn site_group_key(&self, remote: &Remote, group: &GroupKey) -> Result<Key, SaveError> {
-        let key = self.group_key(group)?;
+        let key = self.keys.of_group(group)?;
         if key.is(&remote.group_key(group)?) {
             Ok(key)
         } else {

@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 
 use super::{
     remote::Upload,
-    tests::{DISK, copied, group, id, memory_of, record},
+    tests::{DISK, copied, group, id, memory_of, node_of_site, record},
     *,
 };
 
@@ -72,12 +72,7 @@ impl Site {
 
     /// A node that has this state, with this as every byte of its site's key.
     fn node(&self, state: &Path, site_key: u8) -> Snapshots {
-        let bucket = self.bucket();
-        let key = Key::new([site_key; KEY_BYTES]);
-        let groups = vec!["default".to_owned()];
-        let remote = Remote::new(bucket, key, groups, 0, state.join("remote")).unwrap();
-        let store = Arc::new(Store::open(&state.join("store.redb")).unwrap());
-        Snapshots::open(state, store, 0).unwrap().with_remote(Some(remote))
+        node_of_site(state, self.bucket(), site_key)
     }
 }
 
@@ -146,7 +141,8 @@ fn nobody_without_the_sites_key_sees_anything_and_a_key_of_its_own_is_not_shared
     // A node that had no store at first has a key that the site does not know.
     let folder = tempfile::tempdir().unwrap();
     let store = Arc::new(Store::open(&folder.path().join("store.redb")).unwrap());
-    let alone = Snapshots::open(folder.path(), store, 0).unwrap();
+    let keys = Keys::open(folder.path(), store, None).unwrap();
+    let alone = Snapshots::open(folder.path(), keys, 0).unwrap();
     let record = made(&alone, 3);
     assert_eq!(alone.upload_of(&group(), &id(3)), Upload::No);
     let error = alone.list_remote(&group(), 10).unwrap_err();

@@ -11,7 +11,7 @@ use holdfast_snapshot::{Kind, Name, Put};
 
 use super::{
     remote::Upload,
-    tests::{DISK, copied, group, id, memory_of, record},
+    tests::{DISK, copied, group, id, memory_of, node_of_site, record},
     *,
 };
 
@@ -207,10 +207,7 @@ fn node(folder: &Path, name: &str, control: &Control) -> Snapshots {
     fs::create_dir_all(&state).unwrap();
     let inner = Folder::open(&folder.join("remote")).unwrap();
     let store = Faulty { inner, control: control.clone() };
-    let (key, groups) = (Key::new([9; KEY_BYTES]), vec!["default".to_owned()]);
-    let remote = Remote::new(store, key, groups, 0, state.join("remote")).unwrap();
-    let store = Arc::new(Store::open(&state.join("store.redb")).unwrap());
-    Snapshots::open(&state, store, 0).unwrap().with_remote(Some(remote))
+    node_of_site(&state, store, 9)
 }
 
 /// Calls of an upload to a store that is well.
@@ -344,7 +341,8 @@ fn a_full_disk_leaves_the_earlier_snapshot_as_it_is_and_nothing_of_the_new_one()
     let state = folder.path().join("state");
     let _small = Small::mount(&state, "3m");
     let store = Arc::new(Store::open(&folder.path().join("store.redb")).unwrap());
-    let node = Snapshots::open(&state, Arc::clone(&store), 0).unwrap();
+    let keys = Keys::open(&state, Arc::clone(&store), None).unwrap();
+    let node = Snapshots::open(&state, keys, 0).unwrap();
     node.commit(&group(), copied(&node, id(1), b"guest"), b"state", 7).unwrap();
     store.create_snapshot(&record(id(101), id(1))).unwrap();
 

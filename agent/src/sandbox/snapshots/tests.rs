@@ -5,13 +5,29 @@ use std::os::unix::fs::FileExt;
 use holdfast_model::id::ID_BYTES;
 
 use super::*;
+use crate::credentials::Site;
 
 /// What is on the disks: two pages.
 pub(super) const DISK: [u8; 8192] = [7; 8192];
 
 fn snapshots(state: &Path) -> Snapshots {
+    Snapshots::open(state, keys(state, None), 0).unwrap()
+}
+
+fn keys(state: &Path, site: Option<Arc<Site>>) -> Arc<Keys> {
     let store = Arc::new(Store::open(&state.join("store.redb")).unwrap());
-    Snapshots::open(state, store, 0).unwrap()
+    Keys::open(state, store, site).unwrap()
+}
+
+/// A node that has this state and store, of the site with this as every byte of its key.
+pub(super) fn node_of_site(
+    state: &Path,
+    store: impl PieceStore + Send + 'static,
+    byte: u8,
+) -> Snapshots {
+    let site = Arc::new(Site::new(Key::new([byte; 32]), vec!["default".to_owned()]));
+    let remote = Remote::new(store, Arc::clone(&site), 0, state.join("remote")).unwrap();
+    Snapshots::open(state, keys(state, Some(site)), 0).unwrap().with_remote(Some(remote))
 }
 
 pub(super) fn id(byte: u8) -> SnapshotId {
@@ -80,13 +96,13 @@ fn another_nodes_key_opens_nothing_and_says_so() {
     let all = snapshots(state.path());
     all.commit(&group(), copied(&all, id(1), b"guest"), b"state", 7).unwrap();
     drop(all);
-    fs::write(state.path().join("snapshot-key"), [7; KEY_BYTES]).unwrap();
+    fs::write(state.path().join("snapshot-key"), [7; 32]).unwrap();
     let error = snapshots(state.path()).take_up(&group(), &id(1)).unwrap_err();
-    assert!(matches!(error, SaveError::GroupKey { .. }), "{error}");
+    assert!(matches!(error, SaveError::Key(KeyError::GroupKey { .. })), "{error}");
     fs::write(state.path().join("snapshot-key"), "short").unwrap();
     let store = Arc::new(Store::open(&state.path().join("other.redb")).unwrap());
-    let error = Snapshots::open(state.path(), store, 0).err().unwrap();
-    assert!(matches!(error, SaveError::NodeKey { .. }), "{error}");
+    let error = Keys::open(state.path(), store, None).err().unwrap();
+    assert!(matches!(error, KeyError::NodeKey { .. }), "{error}");
 }
 
 #[test]
@@ -116,14 +132,10 @@ pub(super) fn record(id: SnapshotId, data: SnapshotId) -> holdfast_store::Snapsh
         labels: Default::default(),
         data,
         spec: holdfast_model::SandboxSpec {
-            image: holdfast_model::sandbox::ImageSource::Public("a".to_owned()),
             resources: holdfast_model::Resources::DEFAULT,
-            labels: Default::default(),
-            environment: Default::default(),
-            entrypoint: None,
-            cmd: None,
-            lifecycle_json: None,
-            egress_json: None,
+            ..holdfast_model::SandboxSpec::of_image(holdfast_model::sandbox::ImageSource::Public(
+                "a".to_owned(),
+            ))
         },
         image: holdfast_model::Digest::from_sha256([1; 32]),
         bytes: 0,

@@ -25,7 +25,7 @@ use crate::{
     sandbox::{Because, Subject},
 };
 
-/// How often a request is judged anew because the policy changed while a server was dialled.
+/// How often a request is judged anew because policy or values changed while a server was dialled.
 const JUDGED_MAX: usize = 4;
 /// How long a server may take to begin its answer.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(600);
@@ -138,8 +138,8 @@ async fn pass(
         let plan = judged.map_err(|because| denied(door, asked, &because, None))?;
         let got = door.servers.get(door, &plan, h2, fresh).await;
         let mut server = got.map_err(|error| failed(door, asked, &plan.because, &error))?;
-        // Dialling takes time, in which the policy may have changed.
-        if sandbox.rules().generation != plan.because.generation {
+        // Dialling takes time, in which the policy may have changed, or a value it refers to.
+        if sandbox.rules().revision != plan.revision {
             continue;
         }
         if asked.websocket {
@@ -196,7 +196,7 @@ impl Retry<'_> {
         let plan = judged.map_err(|because| denied(door, asked, &because, None))?;
         let got = door.servers.get(door, &plan, *h2, true).await;
         let mut server = got.map_err(|error| failed(door, asked, because, &error))?;
-        if door.flow.sandbox.rules().generation != plan.because.generation {
+        if door.flow.sandbox.rules().revision != plan.revision {
             let because = plan.because.but("policy_changing");
             return Err(denied(door, asked, &because, None));
         }

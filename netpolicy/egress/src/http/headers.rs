@@ -18,34 +18,59 @@ pub(super) enum Change {
     Remove(HeaderName),
 }
 
-/// A value that a rule refers to cannot be sent as a header.
+/// Why a header that a rule puts in cannot be had. The request is not sent without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct BadValue;
-
-/// What a rule does to headers, with the values of this moment.
-pub(super) fn changes(rules: &Rules, transform: &Transform) -> Result<Vec<Change>, BadValue> {
-    transform.headers.iter().map(|change| self::change(rules, change)).collect()
+pub(super) enum Unusable {
+    /// The value that it refers to cannot be sent as a header.
+    Bad,
+    /// The group has no such secret, or not any more.
+    NoSecret,
+    /// The identity was given no token.
+    NoToken,
+    /// The token's time is over, and nobody brought another.
+    Expired,
 }
 
-fn change(rules: &Rules, change: &HeaderChange) -> Result<Change, BadValue> {
-    let name = HeaderName::from_bytes(change.name().as_str().as_bytes()).map_err(|_| BadValue)?;
-    let value = |header: &Header| -> Result<HeaderValue, BadValue> {
+impl Unusable {
+    /// For the record.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::Bad => "bad_value",
+            Self::NoSecret => "secret_missing",
+            Self::NoToken => "token_missing",
+            Self::Expired => "token_expired",
+        }
+    }
+}
+
+/// What a rule does to headers, with the values of this moment.
+pub(super) fn changes(
+    rules: &Rules,
+    transform: &Transform,
+    now_ms: u64,
+) -> Result<Vec<Change>, Unusable> {
+    transform.headers.iter().map(|change| self::change(rules, change, now_ms)).collect()
+}
+
+fn change(rules: &Rules, change: &HeaderChange, now_ms: u64) -> Result<Change, Unusable> {
+    let bad = Unusable::Bad;
+    let name = HeaderName::from_bytes(change.name().as_str().as_bytes()).map_err(|_| bad)?;
+    let value = |header: &Header| -> Result<HeaderValue, Unusable> {
         let text = match header {
             Header::Value(value) => value.clone(),
             Header::ValueRef(value) => {
-                let secret = rules.secrets.get(&reference(value)).ok_or(BadValue)?;
-                let format = match value {
-                    ValueRef::SecretRef(secret) => &secret.format,
-                    ValueRef::ManagedIdentityRef(identity) => &identity.format,
+                let missing = match value {
+                    ValueRef::SecretRef(_) => Unusable::NoSecret,
+                    ValueRef::ManagedIdentityRef(_) => Unusable::NoToken,
                 };
-                match format {
-                    Some(format) => format.apply(secret),
-                    None => holdfast_netpolicy::HeaderValue::parse(secret),
+                let secret = rules.secrets.get(&reference(value)).ok_or(missing)?;
+                if secret.expires_at_ms.is_some_and(|end| now_ms >= end) {
+                    return Err(Unusable::Expired);
                 }
-                .map_err(|_| BadValue)?
+                value.written(change.name(), &secret.text).map_err(|_| bad)?
             }
         };
-        let mut value = HeaderValue::from_str(text.as_str()).map_err(|_| BadValue)?;
+        let mut value = HeaderValue::from_str(text.as_str()).map_err(|_| bad)?;
         // Kept out of the tables of header compression, and out of `Debug`.
         value.set_sensitive(true);
         Ok(value)

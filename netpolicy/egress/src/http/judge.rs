@@ -11,14 +11,19 @@ use super::{
     ask::{Asked, Host},
     headers::{self, Change},
 };
-use crate::sandbox::{
-    Because, Rules,
-    flow::{Claim, RequestClaim},
+use crate::{
+    audit,
+    sandbox::{
+        Because, Rules,
+        flow::{Claim, RequestClaim},
+    },
 };
 
 /// Where an allowed request goes, and how.
 pub(super) struct Plan {
     pub(super) because: Because,
+    /// Of the rules it was made under.
+    pub(super) revision: u64,
     pub(super) scheme: Scheme,
     pub(super) host: Host,
     pub(super) port: u16,
@@ -41,10 +46,12 @@ pub(super) fn judge(rules: &Arc<Rules>, door: &Door, asked: &Asked) -> Result<Pl
     let verdict = netpolicy::decide(&rules.policy, &flow);
     let because = Because::of(rules, &verdict);
     let values = |transform: &Transform| {
-        headers::changes(rules, transform).map_err(|_| because.but("bad_value"))
+        let changes = headers::changes(rules, transform, audit::now_us() / 1000);
+        changes.map_err(|unusable| because.but(unusable.reason()))
     };
     let stays = |changes, because| Plan {
         because,
+        revision: rules.revision,
         scheme,
         host: asked.host.clone(),
         port,
@@ -62,6 +69,7 @@ pub(super) fn judge(rules: &Arc<Rules>, door: &Door, asked: &Asked) -> Result<Pl
                 Some(RewriteHost::Address(address)) => Host::Address(*address),
             };
             Ok(Plan {
+                revision: rules.revision,
                 scheme: rewrite.scheme_of(scheme),
                 host,
                 port: rewrite.port_of(port),

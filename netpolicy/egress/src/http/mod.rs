@@ -4,6 +4,7 @@
 mod answer;
 mod ask;
 mod forward;
+mod head;
 mod headers;
 mod judge;
 mod server;
@@ -21,7 +22,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use self::{answer::Body, server::Servers};
+use self::{answer::Body, head::NEXT_TIME_MAX, server::Servers};
 use crate::{
     accept::{Guest, alert, may_mint},
     relay::quiet,
@@ -33,8 +34,6 @@ use crate::{
 
 /// How long a TLS handshake with us may take, the first message aside.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
-/// How long the head of a request may take; as long a connection may wait for its next one.
-const HEAD_TIME_MAX: Duration = Duration::from_secs(60);
 /// Bytes of a request's or response's head, and headers in it.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 const HEADERS_MAX: usize = 128;
@@ -147,9 +146,9 @@ where
             )
         }
     });
-    let io = TokioIo::new(stream);
     let served = async {
         if h2 {
+            let io = TokioIo::new(stream);
             hyper::server::conn::http2::Builder::new(FlowTasks(flow.clone()))
                 .timer(TokioTimer::new())
                 .auto_date_header(false)
@@ -162,10 +161,12 @@ where
                 .serve_connection(io, service)
                 .await
         } else {
+            let (stream, timer) = head::timed(stream);
+            let io = TokioIo::new(stream);
             hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
+                .timer(timer)
                 .auto_date_header(false)
-                .header_read_timeout(HEAD_TIME_MAX)
+                .header_read_timeout(NEXT_TIME_MAX)
                 .max_headers(HEADERS_MAX)
                 .max_header_size(HEAD_BYTES_MAX)
                 .max_buf_size(HEAD_BYTES_MAX)

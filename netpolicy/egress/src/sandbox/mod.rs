@@ -23,11 +23,28 @@ use self::{
 };
 use crate::{audit, dns::Names, group::Group};
 
-/// A policy with what it refers to, whole.
+/// A value that a rule puts into headers. It leaves nothing in memory.
+pub(crate) struct Guarded {
+    pub(crate) text: Zeroizing<String>,
+    pub(crate) expires_at_ms: Option<u64>,
+}
+
+pub(crate) type Secrets = BTreeMap<Reference, Guarded>;
+
+/// A policy with the values of what it refers to, as far as there are any.
 pub(crate) struct Rules {
-    pub(crate) policy: Policy,
+    pub(crate) policy: Arc<Policy>,
     pub(crate) generation: u64,
-    pub(crate) secrets: BTreeMap<Reference, Zeroizing<String>>,
+    /// Another with every policy and with every change of values: who took its time finds out by it
+    /// that what it has decided is old.
+    pub(crate) revision: u64,
+    pub(crate) secrets: Secrets,
+}
+
+impl Rules {
+    pub(crate) fn new(policy: Policy, generation: u64, secrets: Secrets) -> Self {
+        Self { policy: Arc::new(policy), generation, revision: 0, secrets }
+    }
 }
 
 pub(crate) struct Sandbox {
@@ -189,7 +206,8 @@ impl Sandbox {
     pub(crate) async fn put(&self, rules: Rules) {
         let revoked = {
             let mut state = self.state();
-            state.rules = Arc::new(rules);
+            let revision = state.rules.revision + 1;
+            state.rules = Arc::new(Rules { revision, ..rules });
             let rules = state.rules.clone();
             let falls = |entry: &&Entry| {
                 entry.claim.as_ref().is_some_and(|claim| !claim.stands(&rules.policy))
@@ -198,6 +216,16 @@ impl Sandbox {
             flows.filter_map(|entry| entry.flow.upgrade()).collect::<Vec<_>>()
         };
         self.end(revoked).await;
+    }
+
+    /// Puts other values in the place of those its policy has. Requests that are not sent yet are
+    /// judged anew.
+    pub(crate) fn revalue(&self, values: impl FnOnce(&Policy) -> Secrets) {
+        let mut state = self.state();
+        let Rules { policy, generation, revision, .. } = &*state.rules;
+        let (policy, generation, revision) = (policy.clone(), *generation, revision + 1);
+        let secrets = values(&policy);
+        state.rules = Arc::new(Rules { policy, generation, revision, secrets });
     }
 
     /// Ends everything of it.

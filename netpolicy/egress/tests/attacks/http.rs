@@ -1,10 +1,10 @@
 //! Rows D of the attack list: requests.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use holdfast_wire::egress::{Kind, Verdict};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
 
@@ -237,6 +237,47 @@ fn d15_bodies_stream_both_ways_without_being_gathered() {
         most
     });
     assert!(after < before + 16 * 1024, "{before} KiB, then {after} KiB");
+}
+
+#[test]
+fn d14_a_head_that_does_not_end_is_given_10_seconds_and_a_connection_at_rest_is_not_hurried() {
+    let rig = Rig::new(REFERENCE);
+    let roots = rig.ca.roots();
+    let began = Instant::now();
+    let (plain, opened, rested) = rig.guest(async move {
+        let plain = TcpStream::connect((ALLOWED, 80)).await.unwrap();
+        let opened = tls(ALLOWED, "allowed.test", roots.clone()).await.unwrap();
+        let mut rested = tls(ALLOWED, "allowed.test", roots).await.unwrap();
+        exchange(&mut rested, &get("allowed.test", "/first")).await.unwrap();
+        let (plain, opened) = tokio::join!(drip(plain), drip(opened));
+        (plain, opened, exchange(&mut rested, &get("allowed.test", "/second")).await.unwrap().0)
+    });
+    for took in [plain, opened] {
+        assert!((9..20).contains(&took.as_secs()), "{took:?}");
+    }
+    assert!(began.elapsed() >= Duration::from_secs(10));
+    assert_eq!(rested, 200, "a connection at rest was closed");
+}
+
+/// Sends a head that never ends, a byte a second: each is in time, and the head is not. How long
+/// that was borne.
+async fn drip(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Duration {
+    let began = Instant::now();
+    let head = b"GET /drip HTTP/1.1\r\nHost: allowed.test\r\nX-Drip: ";
+    stream.write_all(head).await.unwrap();
+    loop {
+        let mut one = [0];
+        tokio::select! {
+            read = stream.read(&mut one) => {
+                assert!(matches!(read, Ok(0) | Err(_)), "it was answered");
+                return began.elapsed();
+            }
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+        if stream.write_all(b"a").await.is_err() {
+            return began.elapsed();
+        }
+    }
 }
 
 #[test]

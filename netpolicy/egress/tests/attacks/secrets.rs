@@ -1,10 +1,13 @@
 //! Rows E of the attack list: headers that rules put in, and requests they send elsewhere.
 
-use holdfast_wire::egress::Verdict;
+use holdfast_wire::egress::{Credential, Reference, Request, Verdict};
+use http_body_util::Empty;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 
 use crate::rig::{
     ALLOWED, API, Answer, EVIL, REFERENCE, Rig, SANDBOX, SECRET, WILD,
-    client::{exchange, get, http, https_get, tls},
+    client::{exchange, get, http, https_get, tls, tls_with},
 };
 
 fn authorization(rig: &Rig) -> Vec<String> {
@@ -99,6 +102,100 @@ fn e9_a_secret_that_is_changed_or_taken_away_is_so_for_the_next_request_of_a_con
     assert_eq!(statuses, [200, 200, 403]);
     assert_eq!(authorization(&rig), [format!("Bearer {SECRET}"), "Bearer rotated".to_owned()]);
     assert_eq!(rig.outside.seen(API, 443).connections, 1);
+}
+
+fn credential(reference: Reference, value: &str, expires_at_ms: Option<u64>) -> Credential {
+    Credential { reference, value: value.to_owned(), expires_at_ms }
+}
+
+fn secret(value: &str) -> Credential {
+    credential(Reference::Secret { id: "token".into(), key: None }, value, None)
+}
+
+#[test]
+fn e9_a_withdrawn_secret_is_in_no_request_of_an_open_connection_and_its_denial_says_why() {
+    let rig = Rig::new(REFERENCE);
+    let roots = rig.ca.roots();
+    let answers = rig.guest(async {
+        let mut stream = tls(API, "api.test", roots).await.unwrap();
+        let first = exchange(&mut stream, &get("api.test", "/")).await.unwrap();
+        rig.values(Vec::new());
+        let withdrawn = exchange(&mut stream, &get("api.test", "/")).await.unwrap();
+        rig.values(vec![secret("again")]);
+        let again = exchange(&mut stream, &get("api.test", "/")).await.unwrap();
+        [first, withdrawn, again]
+    });
+    assert_eq!(answers.each_ref().map(|(status, _)| *status), [200, 403, 200]);
+    assert!(answers[1].1.contains("secret_missing"), "{}", answers[1].1);
+    assert_eq!(authorization(&rig), [format!("Bearer {SECRET}"), "Bearer again".to_owned()]);
+    let denial = rig.denial("api.test");
+    assert_eq!((denial.reason.as_str(), denial.generation), ("secret_missing", 1));
+    assert_eq!(rig.outside.seen(API, 443).requests.len(), 2, "one went without its header");
+}
+
+#[test]
+fn e9_a_withdrawn_secret_is_in_no_later_stream_of_http2() {
+    let rig = Rig::new(REFERENCE);
+    let roots = rig.ca.roots();
+    let statuses = rig.guest(async {
+        let stream = tls_with(API, 443, "api.test", roots, &["h2"]).await.unwrap();
+        let (mut sender, connection) =
+            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let mut status = async || {
+            let request = hyper::Request::get("https://api.test/");
+            let request = request.body(Empty::<bytes::Bytes>::new()).unwrap();
+            sender.send_request(request).await.unwrap().status().as_u16()
+        };
+        let first = status().await;
+        rig.values(Vec::new());
+        let withdrawn = status().await;
+        rig.values(vec![secret("again")]);
+        [first, withdrawn, status().await]
+    });
+    assert_eq!(statuses, [200, 403, 200]);
+    assert_eq!(authorization(&rig), [format!("Bearer {SECRET}"), "Bearer again".to_owned()]);
+}
+
+#[test]
+fn a_policy_whose_secret_is_not_there_rules_all_the_same_and_denies_what_needs_it() {
+    let rig = Rig::new(REFERENCE);
+    let Request::Put(mut put) = rig.put_request(SANDBOX, REFERENCE, SECRET) else { panic!() };
+    put.secrets.clear();
+    rig.agent.done(Request::Put(put), &[]);
+    let roots = rig.ca.roots();
+    assert_eq!(rig.guest(https_get(API, "api.test", "/", roots)).unwrap().0, 403);
+    assert_eq!(rig.denial("api.test").reason, "secret_missing");
+    let roots = rig.ca.roots();
+    assert_eq!(rig.guest(https_get(ALLOWED, "allowed.test", "/", roots)).unwrap().0, 200);
+}
+
+#[test]
+fn a_token_is_sent_as_a_bearer_token_until_its_time_is_over() {
+    let identity = serde_json::json!({"managedIdentityRef":
+        {"type": "SystemAssigned", "resource": "https://api.test"}});
+    let policy = serde_json::json!({"defaultAction": "Deny", "rules": [{
+        "match": {"host": "api.test"},
+        "action": {"type": "Transform", "headers": [
+            {"operation": "Set", "name": "Authorization", "valueRef": identity}]}
+    }]});
+    let rig = Rig::new(&policy.to_string());
+    let ask = || {
+        let roots = rig.ca.roots();
+        rig.guest(https_get(API, "api.test", "/", roots)).unwrap()
+    };
+    let (status, body) = ask();
+    assert!(status == 403 && body.contains("token_missing"), "{body}");
+    let reference = Reference::Identity { resource: "https://api.test".into(), identity: None };
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let now_ms = u64::try_from(now.as_millis()).unwrap();
+    rig.values(vec![credential(reference.clone(), "t0ken", Some(now_ms + 60_000))]);
+    assert_eq!(ask().0, 200);
+    rig.values(vec![credential(reference, "t0ken", Some(now_ms))]);
+    let (status, body) = ask();
+    assert!(status == 403 && body.contains("token_expired"), "{body}");
+    assert_eq!(authorization(&rig), ["Bearer t0ken"]);
+    rig.decision("says so", |it| it.reason == "token_expired");
 }
 
 #[test]

@@ -270,8 +270,14 @@ impl Rig {
             sandbox: sandbox.to_owned(),
             generation: generation.into(),
             policy: policy.as_bytes().to_vec(),
-            secrets: vec![Credential { reference, value: secret.to_owned() }],
+            secrets: vec![Credential { reference, value: secret.to_owned(), expires_at_ms: None }],
         })
+    }
+
+    /// Has the first sandbox's policy refer to these values.
+    pub(crate) fn values(&self, secrets: Vec<Credential>) {
+        let values = holdfast_wire::egress::Values { sandbox: SANDBOX.to_owned(), secrets };
+        self.agent.done(Request::Values(values), &[]);
     }
 
     /// Puts a policy in force.
