@@ -2,6 +2,7 @@
 
 pub(crate) mod bucket;
 pub(crate) mod flow;
+pub(crate) mod turns;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,6 +21,7 @@ use zeroize::Zeroizing;
 use self::{
     bucket::Bucket,
     flow::{Claim, Flow},
+    turns::Turns,
 };
 use crate::{audit, dns::Names, group::Group};
 
@@ -35,6 +37,7 @@ pub(crate) struct Sandbox {
     pub(crate) group: Arc<Group>,
     pub(crate) names: Names,
     pub(crate) counters: Counters,
+    pub(crate) turns: Arc<Turns>,
     state: Mutex<State>,
     /// A flow has ended.
     fewer: Notify,
@@ -122,6 +125,7 @@ impl Sandbox {
             group,
             names: Names::default(),
             counters: Counters::default(),
+            turns: Arc::default(),
             state: Mutex::new(state),
             fewer: Notify::new(),
             mints: Mutex::default(),
