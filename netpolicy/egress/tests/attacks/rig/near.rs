@@ -28,10 +28,12 @@ impl Near {
         let outside = &outside.namespace().name;
         run(&format!(
             "ip netns exec {outside} nft -f - <<E
-table ip near {{ chain in {{
-    type nat hook prerouting priority dstnat
-    iifname near0 tcp dport {port} redirect to :{listener}
-}} }}
+table ip near {{
+    chain in {{
+        type nat hook prerouting priority dstnat;
+        iifname near0 tcp dport {port} redirect to :{listener}
+    }}
+}}
 E
 "
         ));
