@@ -165,8 +165,9 @@ impl Group {
             return Err(Refused::Full);
         }
         let tasks = [
-            tokio::spawn(accept::serve(sandbox.clone(), tcp)).abort_handle(),
-            tokio::spawn(serve_udp(sandbox.clone(), udp)).abort_handle(),
+            tokio::spawn(sandbox.turns.task(accept::serve(sandbox.clone(), tcp))).abort_handle(),
+            tokio::spawn(sandbox.turns.task(serve_udp(sandbox.clone(), udp))).abort_handle(),
+            tokio::spawn(sandbox.turns.clone().keep()).abort_handle(),
         ];
         sandbox.serve(tasks);
         sandboxes.insert(id, sandbox);

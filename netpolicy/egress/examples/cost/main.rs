@@ -1,7 +1,7 @@
-//! What connections cost the process in the middle: ours beside nginx and haproxy, on the same
-//! machine in the same run. Figures are of the process's own CPU and memory, as the kernel counts
-//! them. Needs root; `scripts/bench egress` brings the peers.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+//! What connections cost the process in the middle: ours beside nginx, haproxy and squid, on the
+//! same machine in the same run. CPU and memory are those of the process itself, as the kernel
+//! counts them; times are of the clients. Needs root; `scripts/bench egress` brings the peers.
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::cast_precision_loss)]
 
 // The attacks use what this does not.
 #[allow(dead_code, unused_imports)]
@@ -10,319 +10,253 @@ mod rig;
 #[path = "../../tests/attacks/sys.rs"]
 mod sys;
 
-use std::{
-    io,
-    net::Ipv4Addr,
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+mod change;
+mod load;
+mod middle;
+mod origin;
+
+use std::{collections::BTreeMap, io};
+
+use clap::Parser;
+
+use self::{
+    load::Times,
+    middle::{Kind, Middle},
 };
+use rig::Rig;
 
-use rig::{
-    ALLOWED, API, BY_NAME, PROXY, REFERENCE, Rig,
-    client::{exchange, get, tls},
-};
-use rustls::RootCertStore;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+const BY_NAME: &str = r#"{"defaultAction": "Deny", "trafficInspection": "Partial", "hostRules": [
+    {"pattern": "other.test", "action": "Allow"}, {"pattern": "origin.test", "action": "Allow"},
+    {"pattern": "raw.test", "action": "Allow"}]}"#;
+const OPENED: &str = r#"{"defaultAction": "Deny", "trafficInspection": "Full", "rules": [
+    {"match": {"host": "other.test"}, "action": {"type": "Allow"}},
+    {"match": {"host": "origin.test"}, "action": {"type": "Transform", "headers": [
+        {"operation": "Set", "name": "Authorization",
+         "valueRef": {"secretRef": {"secretId": "token", "format": "Bearer {value}"}}}]}}]}"#;
 
-const MIB: usize = 1 << 20;
+/// Measures what stands between client and server, round by round.
+#[derive(Parser)]
+struct Arguments {
+    /// Little of everything, twice.
+    #[arg(long)]
+    small: bool,
+    /// Rounds; each starts everything anew, and every other one in reverse order.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Only what has one of these names.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only these of: connections, requests, relay, idle, change.
+    #[arg(long, value_delimiter = ',')]
+    parts: Vec<String>,
+}
 
-/// Connections of a measurement, in turn; idle ones at a time; bytes relayed.
 struct Amounts {
     connections: u32,
-    idle: u32,
-    relayed_mib: usize,
+    /// Requests of one connection alone, and of each of many.
+    requests: [u32; 2],
+    relay_bytes: usize,
+    /// Idle connections at which memory is read.
+    idle: [u32; 2],
+    changes: u32,
 }
 
-/// Processes whose cost is counted.
-struct Middle {
-    name: &'static str,
-    roots: fn(&Rig) -> RootCertStore,
-    /// The server that is asked through it.
-    host: &'static str,
-    /// Where clients connect to.
-    address: Ipv4Addr,
-    /// Clients are in the sandbox, not outside.
-    in_guest: bool,
-    root_process: u32,
+/// Connections side by side, where it is not one.
+const MANY: u32 = 32;
+/// Idle connections that are made by one run of clients: nothing in the rig may take long.
+const IDLE_PIECE: u32 = 500;
+
+type Figures = BTreeMap<(&'static str, String), Vec<f64>>;
+
+struct Round<'a> {
+    arguments: &'a Arguments,
+    amounts: &'a Amounts,
+    figures: &'a mut Figures,
+    kind: Kind,
 }
 
-/// The process and its children: nginx and haproxy have workers.
-fn family(root: u32) -> Vec<u32> {
-    let mut all = vec![root];
-    let mut at = 0;
-    while at < all.len() {
-        let tasks = format!("/proc/{0}/task/{0}/children", all[at]);
-        let children = fs_err::read_to_string(tasks).unwrap_or_default();
-        all.extend(children.split_whitespace().filter_map(|id| id.parse::<u32>().ok()));
-        at += 1;
+impl Round<'_> {
+    fn wanted(&self, part: &str) -> bool {
+        // The second nginx is there for its buffers.
+        let all = self.kind != Kind::NginxLargeBuffers || part == "relay";
+        all && (self.arguments.parts.is_empty() || self.arguments.parts.iter().any(|it| it == part))
     }
-    all
-}
 
-/// CPU time so far in milliseconds, of all threads.
-fn cpu_ms(root: u32) -> f64 {
-    let mut nanoseconds = 0.0;
-    for process in family(root) {
-        let Ok(tasks) = fs_err::read_dir(format!("/proc/{process}/task")) else { continue };
-        for task in tasks.flatten() {
-            let text = fs_err::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-            let first = text.split_whitespace().next().and_then(|it| it.parse::<f64>().ok());
-            nanoseconds += first.unwrap_or(0.0);
+    fn note(&mut self, what: impl Into<String>, value: f64) {
+        self.figures.entry((self.kind.name(), what.into())).or_default().push(value);
+    }
+
+    fn measure(&mut self, middle: &Middle<'_>) {
+        let counted = self.kind != Kind::Direct;
+        middle.run(load::connections(middle.target.clone(), 20));
+        if counted && self.wanted("idle") {
+            self.idle(middle);
         }
-    }
-    nanoseconds / 1e6
-}
-
-/// Memory that is its own, in KiB.
-fn own_kib(root: u32) -> f64 {
-    let of = |process: u32| -> f64 {
-        let rollup = fs_err::read_to_string(format!("/proc/{process}/smaps_rollup"));
-        let text = rollup.unwrap_or_default();
-        let private = text.lines().filter(|line| line.starts_with("Private_"));
-        private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok()).sum()
-    };
-    family(root).into_iter().map(of).sum()
-}
-
-impl Middle {
-    fn run<T: Send>(&self, rig: &Rig, work: impl Future<Output = T> + Send) -> T {
-        if self.in_guest { rig.guest(work) } else { rig.outside_too(work) }
-    }
-
-    /// Milliseconds of CPU for a connection with one request.
-    fn connection_cost(&self, rig: &Rig, amounts: &Amounts) -> (f64, f64) {
-        let go = |count: u32| {
-            let roots = (self.roots)(rig);
-            self.run(rig, async move {
-                let mut taken = Vec::new();
-                for _ in 0..count {
-                    let start = Instant::now();
-                    let mut stream = tls(self.address, self.host, roots.clone()).await.unwrap();
-                    exchange(&mut stream, &get(self.host, "/")).await.unwrap();
-                    taken.push(start.elapsed().as_secs_f64() * 1e3);
-                    let _ = stream.shutdown().await;
+        if self.wanted("connections") {
+            let count = self.amounts.connections;
+            let before = middle.cpu_ms();
+            let times = Times::of(middle.run(load::connections(middle.target.clone(), count)));
+            if counted {
+                self.note("cpu_ms_per_connection", (middle.cpu_ms() - before) / f64::from(count));
+            }
+            self.note("connection_ms_p50", times.p50);
+            self.note("connection_ms_p99", times.p99);
+        }
+        if self.wanted("requests") {
+            for (side_by_side, each) in [1, MANY].into_iter().zip(self.amounts.requests) {
+                let before = middle.cpu_ms();
+                let target = middle.target.clone();
+                let (times, seconds) = middle.run(load::requests(target, side_by_side, each));
+                let (count, times) = (times.len() as f64, Times::of(times));
+                self.note(format!("requests_per_s_at_{side_by_side}"), count / seconds);
+                self.note(format!("request_ms_p50_at_{side_by_side}"), times.p50);
+                self.note(format!("request_ms_p99_at_{side_by_side}"), times.p99);
+                if counted {
+                    let cost = (middle.cpu_ms() - before) / count;
+                    self.note(format!("cpu_ms_per_request_at_{side_by_side}"), cost);
                 }
-                taken.sort_by(f64::total_cmp);
-                taken[taken.len() / 2]
-            })
-        };
-        go(20);
-        let before = cpu_ms(self.root_process);
-        let mut medians = Vec::new();
-        // Pieces, since nothing in the rig may take long.
-        let pieces = 10;
-        for _ in 0..pieces {
-            medians.push(go(amounts.connections / pieces));
+            }
         }
-        medians.sort_by(f64::total_cmp);
-        let cost = cpu_ms(self.root_process) - before;
-        (cost / f64::from(amounts.connections), medians[medians.len() / 2])
+        if self.wanted("relay") {
+            for side_by_side in [1, MANY] {
+                let each = self.amounts.relay_bytes / side_by_side as usize;
+                let before = middle.cpu_ms();
+                let target = middle.target.clone();
+                let opened = self.kind.opens();
+                let seconds = middle.run(load::relay(target, opened, side_by_side, each));
+                let gb = (each * side_by_side as usize) as f64 / 1e9;
+                self.note(format!("gbit_per_s_at_{side_by_side}"), gb * 8.0 / seconds);
+                if counted {
+                    let cost = (middle.cpu_ms() - before) / 1e3 / gb;
+                    self.note(format!("relay_cpu_s_per_gb_at_{side_by_side}"), cost);
+                }
+            }
+        }
     }
 
-    /// Seconds of CPU for a GB that is sent to the client.
-    fn relay_cost(&self, rig: &Rig, amounts: &Amounts) -> f64 {
-        let roots = (self.roots)(rig);
-        let before = cpu_ms(self.root_process);
-        let got = self.run(rig, async move {
-            let mut stream = tls(self.address, self.host, roots).await.unwrap();
-            let path = format!("/zeros/{}", amounts.relayed_mib);
-            stream.write_all(get(self.host, &path).as_bytes()).await.unwrap();
-            let (mut got, mut buffer) = (0, vec![0; 256 * 1024]);
-            while got < amounts.relayed_mib * MIB {
-                got += stream.read(&mut buffer).await.unwrap();
+    fn idle(&mut self, middle: &Middle<'_>) {
+        let before = middle.own_kib();
+        let mut held = Vec::new();
+        for count in self.amounts.idle {
+            let so_far = |held: &Vec<load::Idle>| u32::try_from(held.len()).unwrap_or(u32::MAX);
+            while so_far(&held) < count {
+                let more = IDLE_PIECE.min(count - so_far(&held));
+                let target = middle.target.clone();
+                held.extend(middle.run(load::idle(target, self.kind.opens(), more)));
             }
-            got
-        });
-        let cost = cpu_ms(self.root_process) - before;
-        #[allow(clippy::cast_precision_loss)]
-        let bytes = got as f64;
-        cost / 1e3 / (bytes / 1e9)
-    }
-
-    /// KiB of its memory for a connection that says nothing.
-    fn idle_cost(&self, rig: &Rig, amounts: &Amounts) -> f64 {
-        let before = own_kib(self.root_process);
-        let roots = (self.roots)(rig);
-        let (held, kib) = self.run(rig, async move {
-            let mut held = Vec::new();
-            for _ in 0..amounts.idle {
-                let mut stream = tls(self.address, self.host, roots.clone()).await.unwrap();
-                exchange(&mut stream, &get(self.host, "/")).await.unwrap();
-                held.push(stream);
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            let kib = own_kib(self.root_process);
-            (held, kib)
-        });
+            let kib = (middle.own_kib() - before) / f64::from(count);
+            self.note(format!("idle_kib_at_{count}"), kib);
+        }
         drop(held);
-        (kib - before) / f64::from(amounts.idle)
     }
 }
 
-struct Peer(Child);
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // Its workers go with it.
-        if let Ok(id) = i32::try_from(self.0.id())
-            && let Some(id) = rustix::process::Pid::from_raw(id)
-        {
-            let _ = rustix::process::kill_process(id, rustix::process::Signal::TERM);
-        }
-        let _ = self.0.wait();
-    }
-}
-
-fn start(rig: &Rig, program: &str, arguments: &[&str]) -> Peer {
-    let spawn = || Command::new(program).args(arguments).stdout(Stdio::null()).spawn();
-    let peer = Peer(rig.in_outside(spawn).unwrap_or_else(|error| panic!("{program}: {error}")));
-    rig::until("the peer listens", || {
-        rig.in_outside(|| std::net::TcpStream::connect((PROXY, 443)).is_ok())
-    });
-    peer
+/// Median, least and most.
+fn spread(values: &[f64]) -> (f64, f64, f64) {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let median = match values.len() {
+        0 => f64::NAN,
+        count if count % 2 == 0 => f64::midpoint(values[middle - 1], values[middle]),
+        _ => values[middle],
+    };
+    let [least, most] = [values.first(), values.last()].map(|it| it.copied().unwrap_or(f64::NAN));
+    (median, least, most)
 }
 
 fn main() -> io::Result<()> {
-    let small = std::env::args().any(|argument| argument == "--small");
-    let amounts = if small {
-        Amounts { connections: 100, idle: 100, relayed_mib: 64 }
+    let arguments = Arguments::parse();
+    let amounts = if arguments.small {
+        Amounts {
+            connections: 100,
+            requests: [300, 30],
+            relay_bytes: 64 << 20,
+            idle: [100, 500],
+            changes: 10,
+        }
     } else {
-        Amounts { connections: 2000, idle: 1000, relayed_mib: 1024 }
-    };
-    let folder = tempfile::tempdir()?;
-    let path = |name: &str| folder.path().join(name).display().to_string();
-    let by_name = Rig::new(BY_NAME);
-    let opened = Rig::new(REFERENCE);
-
-    fs_err::write(
-        path("nginx.conf"),
-        format!(
-            "load_module /usr/lib/nginx/modules/ngx_stream_module.so; worker_processes 1;
-             daemon off; pid {}; error_log stderr crit; events {{ worker_connections 8000; }}
-             stream {{ resolver {}; server {{ listen {PROXY}:443; ssl_preread on;
-             proxy_pass $ssl_preread_server_name:443; }} }}",
-            path("nginx.pid"),
-            rig::RESOLVER
-        ),
-    )?;
-    fs_err::write(
-        path("haproxy.cfg"),
-        format!(
-            "global\n nbthread 1\n maxconn 4000\ndefaults\n mode tcp\n timeout connect 5s
-             timeout client 1h\n timeout server 1h\nfrontend f\n bind {PROXY}:443
-             tcp-request inspect-delay 5s\n tcp-request content accept if {{ req.ssl_hello_type 1 }}
-             use_backend b if {{ req.ssl_sni -i allowed.test }}\nbackend b\n server s {ALLOWED}:443\n"
-        ),
-    )?;
-    let leaf = opened.ca.pair(&["api.test"]);
-    fs_err::write(path("leaf.pem"), leaf)?;
-    fs_err::write(path("web.pem"), opened.outside.authority.pem())?;
-    fs_err::write(
-        path("opening.cfg"),
-        format!(
-            "global\n nbthread 1\n maxconn 4000\n ssl-default-bind-options no-tls-tickets
-defaults\n mode http\n timeout connect 5s\n timeout client 1h\n timeout server 1h
-frontend f\n bind {PROXY}:443 ssl crt {}\n http-request set-header Authorization \"Bearer x\"
- default_backend b\nbackend b\n http-reuse never
- server s {API}:443 ssl verify required ca-file {} sni str(api.test) verifyhost api.test\n",
-            path("leaf.pem"),
-            path("web.pem")
-        ),
-    )?;
-
-    let mut figures: Vec<(String, f64)> = Vec::new();
-    let mut measure = |rig: &Rig, middle: &Middle| {
-        eprintln!("-- {}", middle.name);
-        let (cpu, p50) = middle.connection_cost(rig, &amounts);
-        let relay = middle.relay_cost(rig, &amounts);
-        let idle = middle.idle_cost(rig, &amounts);
-        for (what, value) in [
-            ("cpu_ms_per_connection", cpu),
-            ("p50_ms_per_connection", p50),
-            ("relay_cpu_s_per_gb", relay),
-            ("idle_kib", idle),
-        ] {
-            figures.push((format!("{}_{what}", middle.name), value));
+        Amounts {
+            connections: 1000,
+            requests: [2000, 200],
+            relay_bytes: 1 << 30,
+            idle: [1000, 9000],
+            changes: 50,
         }
     };
-    let web = |rig: &Rig| rig.outside.authority.roots();
-    let group = |rig: &Rig| rig.ca.roots();
-    measure(
-        &by_name,
-        &Middle {
-            name: "ours_by_name",
-            roots: web,
-            host: "allowed.test",
-            address: ALLOWED,
-            in_guest: true,
-            root_process: by_name.program_id(),
-        },
-    );
-    {
-        let peer = start(&by_name, "nginx", &["-c", &path("nginx.conf"), "-p", &path("")]);
-        let root_process = peer.0.id();
-        let (host, address) = ("allowed.test", PROXY);
-        let name = "nginx_by_name";
-        measure(
-            &by_name,
-            &Middle { name, roots: web, host, address, in_guest: false, root_process },
-        );
+    let rounds = arguments.rounds.unwrap_or(if arguments.small { 2 } else { 5 });
+    let folder = tempfile::tempdir()?;
+    let mut figures = Figures::new();
+    for round in 0..rounds {
+        let (by_name, opened) = (Rig::new(BY_NAME), Rig::new(OPENED));
+        for rig in [&by_name, &opened] {
+            origin::start(&rig.outside);
+        }
+        let mut kinds = Kind::ALL.to_vec();
+        if round % 2 == 1 {
+            kinds.reverse();
+        }
+        let only = &arguments.only;
+        kinds.retain(|kind| only.is_empty() || only.iter().any(|it| it == kind.name()));
+        for kind in kinds {
+            eprintln!("-- round {} of {rounds}: {}", round + 1, kind.name());
+            let rig = if kind.opens() { &opened } else { &by_name };
+            let middle = Middle::new(rig, kind, folder.path());
+            let (arguments, amounts, figures) = (&arguments, &amounts, &mut figures);
+            Round { arguments, amounts, figures, kind }.measure(&middle);
+        }
+        if arguments.parts.is_empty() || arguments.parts.iter().any(|it| it == "change") {
+            change::measure(&by_name, amounts.changes, |what, value| {
+                figures.entry(("change", what.to_owned())).or_default().push(value);
+            });
+        }
     }
-    {
-        let peer = start(&by_name, "haproxy", &["-db", "-f", &path("haproxy.cfg")]);
-        let root_process = peer.0.id();
-        let (host, address) = ("allowed.test", PROXY);
-        let name = "haproxy_by_name";
-        measure(
-            &by_name,
-            &Middle { name, roots: web, host, address, in_guest: false, root_process },
-        );
-    }
-    measure(
-        &opened,
-        &Middle {
-            name: "ours_opened",
-            roots: group,
-            host: "api.test",
-            address: API,
-            in_guest: true,
-            root_process: opened.program_id(),
-        },
-    );
-    {
-        let peer = start(&opened, "haproxy", &["-db", "-f", &path("opening.cfg")]);
-        let root_process = peer.0.id();
-        let (host, address) = ("api.test", PROXY);
-        let name = "haproxy_opened";
-        measure(
-            &opened,
-            &Middle { name, roots: group, host, address, in_guest: false, root_process },
-        );
-    }
-    for (name, value) in &figures {
-        println!("{name}: {value:.3}");
-    }
-    let of = |name: &str| {
-        figures.iter().find(|(own, _)| own == name).map_or(f64::NAN, |(_, value)| *value)
-    };
-    for (name, ours, peer) in [
-        (
-            "ratio_by_name_cpu_to_nginx",
-            "ours_by_name_cpu_ms_per_connection",
-            "nginx_by_name_cpu_ms_per_connection",
-        ),
-        (
-            "ratio_by_name_relay_to_nginx",
-            "ours_by_name_relay_cpu_s_per_gb",
-            "nginx_by_name_relay_cpu_s_per_gb",
-        ),
-        (
-            "ratio_opened_cpu_to_haproxy",
-            "ours_opened_cpu_ms_per_connection",
-            "haproxy_opened_cpu_ms_per_connection",
-        ),
-    ] {
-        println!("{name}: {:.3}", of(ours) / of(peer));
-    }
+    print(&figures);
     Ok(())
+}
+
+fn print(figures: &Figures) {
+    for ((name, what), values) in figures {
+        let (median, least, most) = spread(values);
+        println!("{name}_{what}: {median:.3} ({least:.3} to {most:.3}, {} runs)", values.len());
+    }
+    let of = |name: &'static str, what: &str| figures.get(&(name, what.to_owned()));
+    // Figures of one round were taken under the same load of the machine: they are compared first,
+    // and the median is taken of the ratios.
+    let ratio = |label: &str, ours: Option<&Vec<f64>>, peer: Option<&Vec<f64>>| {
+        let (Some(ours), Some(peer)) = (ours, peer) else { return };
+        let ratios: Vec<_> = ours.iter().zip(peer).map(|(ours, peer)| ours / peer).collect();
+        let (median, least, most) = spread(&ratios);
+        println!("{label}: {median:.3} ({least:.3} to {most:.3})");
+    };
+    let cpu = "cpu_ms_per_connection";
+    for peer in ["nginx", "haproxy", "squid_splice"] {
+        ratio(&format!("ratio_connection_cpu_to_{peer}"), of("ours", cpu), of(peer, cpu));
+    }
+    for at in ["1", "32"] {
+        let what = format!("relay_cpu_s_per_gb_at_{at}");
+        for peer in ["nginx", "nginx_64k", "haproxy", "squid_splice"] {
+            let label = format!("ratio_relay_cpu_to_{peer}_at_{at}");
+            ratio(&label, of("ours", &what), of(peer, &what));
+        }
+    }
+    for peer in ["haproxy_opened", "squid_bump"] {
+        let label = format!("ratio_opened_connection_cpu_to_{peer}");
+        ratio(&label, of("ours_opened", cpu), of(peer, cpu));
+    }
+    for kind in Kind::ALL {
+        for at in ["1", "32"] {
+            let what = format!("requests_per_s_at_{at}");
+            let label = format!("ratio_{}_{what}_to_direct", kind.name());
+            ratio(&label, of(kind.name(), &what), of("direct", &what));
+        }
+        for what in ["request_ms_p50_at_1", "request_ms_p99_at_1"] {
+            let (Some(own), Some(direct)) = (of(kind.name(), what), of("direct", what)) else {
+                continue;
+            };
+            let added: Vec<_> = own.iter().zip(direct).map(|(own, none)| own - none).collect();
+            let (median, least, most) = spread(&added);
+            println!("added_{}_{what}: {median:.3} ({least:.3} to {most:.3})", kind.name());
+        }
+    }
 }

@@ -52,14 +52,21 @@ impl ServerError {
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::Dial(error) => error.reason(),
-            Self::Tls(error) => match alert_of(error) {
-                Some(AlertDescription::CertificateRequired) => "client_cert_under_inspection",
-                _ => "upstream_tls",
-            },
+            Self::Tls(error) if wants_certificate(error) => "client_cert_under_inspection",
+            // In TLS 1.3 the server says so when the handshake is over for us.
+            Self::Http(error) if wants_certificate(error) => "client_cert_under_inspection",
+            Self::Tls(_) => "upstream_tls",
             Self::Http(_) => "upstream_http",
             Self::Silent => "upstream_timeout",
         }
     }
+}
+
+/// Whether the server has refused us for want of a client's certificate.
+fn wants_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    let mut alerts = chain.filter_map(|error| alert_of(error.downcast_ref::<io::Error>()?));
+    alerts.any(|alert| alert == AlertDescription::CertificateRequired)
 }
 
 /// Where a connection leads.

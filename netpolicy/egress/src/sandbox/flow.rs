@@ -131,7 +131,7 @@ impl Flow {
     {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.retain(|task| !task.is_finished());
-        let handle = tokio::spawn(task).abort_handle();
+        let handle = tokio::spawn(self.sandbox.turns.task(task)).abort_handle();
         if self.is_revoked() {
             handle.abort();
         }

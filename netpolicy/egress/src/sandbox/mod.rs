@@ -2,6 +2,7 @@
 
 pub(crate) mod bucket;
 pub(crate) mod flow;
+pub(crate) mod turns;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,6 +21,7 @@ use zeroize::Zeroizing;
 use self::{
     bucket::Bucket,
     flow::{Claim, Flow},
+    turns::Turns,
 };
 use crate::{audit, dns::Names, group::Group};
 
@@ -52,6 +54,7 @@ pub(crate) struct Sandbox {
     pub(crate) group: Arc<Group>,
     pub(crate) names: Names,
     pub(crate) counters: Counters,
+    pub(crate) turns: Arc<Turns>,
     state: Mutex<State>,
     /// A flow has ended.
     fewer: Notify,
@@ -139,6 +142,7 @@ impl Sandbox {
             group,
             names: Names::default(),
             counters: Counters::default(),
+            turns: Arc::default(),
             state: Mutex::new(state),
             fewer: Notify::new(),
             mints: Mutex::default(),

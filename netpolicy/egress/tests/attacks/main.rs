@@ -5,9 +5,10 @@
 mod dns;
 mod flows;
 mod http;
+mod opened;
 mod policy;
 // The bench uses what these do not.
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 mod rig;
 mod secrets;
 mod sys;

@@ -138,7 +138,7 @@ pub(crate) struct Reply {
     pub(crate) ttl: Option<u32>,
 }
 
-fn query(name: &str, kind: u16, class: u16) -> Vec<u8> {
+pub(crate) fn query(name: &str, kind: u16, class: u16) -> Vec<u8> {
     let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     query.extend(write_name(name));
     query.extend(kind.to_be_bytes());
@@ -146,7 +146,7 @@ fn query(name: &str, kind: u16, class: u16) -> Vec<u8> {
     query
 }
 
-fn read_reply(bytes: &[u8], question_end: usize) -> Reply {
+pub(crate) fn read_reply(bytes: &[u8], question_end: usize) -> Reply {
     assert_eq!(&bytes[..2], &[0x12, 0x34], "the answer to another question");
     let answers = u16::from_be_bytes([bytes[6], bytes[7]]);
     let (mut at, mut addresses, mut ttl) = (question_end, Vec::new(), None);

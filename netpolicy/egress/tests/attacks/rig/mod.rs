@@ -6,6 +6,7 @@
 
 mod agent;
 pub(crate) mod client;
+mod near;
 mod outside;
 
 use std::{
@@ -33,6 +34,7 @@ use rustix::{
 
 pub(crate) use self::{
     agent::Agent,
+    near::Near,
     outside::{Answer, Authority, Outside},
 };
 use crate::sys;
@@ -290,6 +292,16 @@ impl Rig {
         self.guest_of(0, work)
     }
 
+    /// Runs something on a thread of the first guest's.
+    pub(crate) fn in_guest<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.boxes[0].guest.run(work)
+    }
+
+    /// The same in any guest.
+    pub(crate) fn in_guest_of<T: Send>(&self, number: usize, work: impl FnOnce() -> T + Send) -> T {
+        self.boxes[number].guest.run(work)
+    }
+
     pub(crate) fn guest_of<T: Send>(
         &self,
         number: usize,
@@ -335,6 +347,17 @@ impl Rig {
 
     pub(crate) fn program_id(&self) -> u32 {
         self._program.0.id()
+    }
+
+    /// Sets something of the first guest's network stack.
+    pub(crate) fn sysctl(&self, setting: &str) {
+        run(&format!("ip netns exec {} sysctl -qw {setting}", self.boxes[0].guest.name));
+    }
+
+    /// The same, and of the outside's.
+    pub(crate) fn sysctl_of_both(&self, setting: &str) {
+        self.sysctl(setting);
+        run(&format!("ip netns exec {} sysctl -qw {setting}", self.outside.namespace().name));
     }
 
     /// New sockets of the first sandbox's namespace, for a program that starts anew.

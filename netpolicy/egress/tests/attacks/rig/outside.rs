@@ -19,7 +19,11 @@ use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use rustls::{RootCertStore, pki_types::PrivateKeyDer};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer},
+    server::WebPkiClientVerifier,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, UdpSocket},
@@ -67,20 +71,43 @@ impl Authority {
         format!("{}{}{}", leaf.pem(), self.cert.pem(), key.serialize_pem())
     }
 
-    /// A server with a certificate for these names.
-    pub(crate) fn server(&self, names: &[&str]) -> rustls::ServerConfig {
+    /// A certificate for these names with its key.
+    pub(crate) fn identity(
+        &self,
+        names: &[&str],
+    ) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         let key = KeyPair::generate().unwrap();
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         let leaf = CertificateParams::new(names).unwrap().signed_by(&key, &self.issuer).unwrap();
+        (vec![leaf.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+    }
+
+    /// A server with a certificate for these names.
+    pub(crate) fn server(&self, names: &[&str]) -> rustls::ServerConfig {
+        self.server_to(names, None)
+    }
+
+    /// A server that lets in only whom one of `clients` vouches for.
+    pub(crate) fn server_to(
+        &self,
+        names: &[&str],
+        clients: Option<RootCertStore>,
+    ) -> rustls::ServerConfig {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = match clients {
+            None => WebPkiClientVerifier::no_client_auth(),
+            Some(roots) => {
+                let roots = Arc::new(roots);
+                let builder = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
+                builder.build().unwrap()
+            }
+        };
+        let (chain, key) = self.identity(names);
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![leaf.der().clone()],
-                PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-            )
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
             .unwrap();
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         config
