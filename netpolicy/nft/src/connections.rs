@@ -4,13 +4,14 @@ use std::net::Ipv4Addr;
 
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterProtoFamily,
-    conntrack::{ConntrackAttribute, ConntrackMessage},
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+    NetfilterSubsystem,
 };
 
 use crate::{BywayNumber, Nft, NftError};
 
 /// Of `linux/netfilter/nfnetlink_conntrack.h`.
+const DELETE: u8 = 2;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_IP_V4_SRC: u16 = 1;
@@ -25,17 +26,20 @@ impl Nft {
     /// gets the same number later inherits one.
     pub fn forget_connections(&self, number: BywayNumber) -> Result<(), NftError> {
         let header = NetfilterHeader::new(NetfilterProtoFamily::IPv4, 0, 0);
-        let attributes = filter(number.address());
-        let forget = NetfilterMessage::new(header, ConntrackMessage::Delete(attributes));
-        self.demand(forget)
+        // The crate's own type of this message does not say that attributes lie in each other.
+        let forget = NetfilterMessageInner::Other {
+            subsys: NetfilterSubsystem::Conntrack,
+            message_type: DELETE,
+            attributes: filter(number.address()),
+        };
+        let message = NetfilterMessage::new(header, forget);
+        self.demand(message)
             .map_err(|source| NftError::Refused { what: "to forget connections", source })
     }
 }
 
-fn filter(source: Ipv4Addr) -> Vec<ConntrackAttribute> {
-    let nested = |kind, value: Vec<u8>| {
-        ConntrackAttribute::Other(DefaultNla::new(kind | NLA_F_NESTED, value))
-    };
+fn filter(source: Ipv4Addr) -> Vec<DefaultNla> {
+    let nested = |kind, value: Vec<u8>| DefaultNla::new(kind | NLA_F_NESTED, value);
     let address = attribute(CTA_IP_V4_SRC, &source.octets());
     let tuple = attribute(CTA_TUPLE_IP | NLA_F_NESTED, &address);
     let flags = attribute(CTA_FILTER_ORIG_FLAGS, &FILTER_IP_SRC.to_ne_bytes());

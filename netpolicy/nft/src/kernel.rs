@@ -11,6 +11,7 @@ use netlink_packet_netfilter::{
     none::ControlMessage,
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use rustix::net::sockopt::set_socket_send_buffer_size_force;
 
 use crate::NftError;
 
@@ -19,6 +20,9 @@ const NFTABLES: u16 = 10;
 
 /// Bytes of one read. The kernel fills at most this much at once when it lists something.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes of one transaction: the longest policy takes 260 KiB. Linux doubles it for what it needs itself.
+const BATCH_BYTES_MAX: usize = 512 * 1024;
 
 /// `MSG_DONTWAIT`: the kernel has answered before the call that asks it returns.
 const NO_WAIT: i32 = 0x40;
@@ -36,6 +40,8 @@ impl Nft {
             socket.connect(&SocketAddr::new(0, 0))?;
             // An error without the request that it answers, which is the longer one.
             socket.set_cap_ack(true)?;
+            // A transaction is one packet.
+            set_socket_send_buffer_size_force(&socket, BATCH_BYTES_MAX)?;
             Ok(Self { socket })
         };
         open().map_err(NftError::Talk)
