@@ -137,14 +137,10 @@ fn a20_no_sandbox_reaches_another_whatever_is_lifted() {
     send();
     assert_eq!(arrived(), before, "something came over its link");
 
-    // Where it comes from cannot be told without the mark, and so it goes nowhere. Without that:
-    world.in_host("ip rule delete pref 0");
-    send();
-    assert_eq!(arrived(), before, "something came over its link");
     let strays = world.in_host("nft list counter inet host byway_stray");
     assert!(strays.contains("packets 1 "), "{strays}");
 
-    // Without the rule either it comes as far as the other's slot, and no farther.
+    // Without the rule it comes as far as the other's slot, and no farther.
     world.in_host(
         "nft delete rule inet host forward handle \
          $(nft -a list chain inet host forward | sed -n 's/.*oifname .byway.* handle //p')",

@@ -113,7 +113,9 @@ impl World {
         host.shell(&format!(
             "ip link set lo up
              ip link add wan0 type veth peer name wan0 netns {}
-             ip address add {HOST}/24 dev wan0; ip link set wan0 up",
+             ip address add {HOST}/24 dev wan0; ip link set wan0 up
+             # As on a node.
+             echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter",
             network.name
         ));
         network.shell(&format!(

@@ -5,13 +5,15 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd, AsRawFd, OwnedFd},
+    thread,
+    time::{Duration, Instant},
 };
 
 use fs_err as fs;
 use log::warn;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage as Message,
-    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage, State},
     route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol,
         RouteScope, RouteType,
@@ -53,6 +55,10 @@ const HOST_LINK_SETTINGS: &[(&str, &str)] = &[
     ("ipv4/conf", "send_redirects=0"),
     ("ipv4/conf", "accept_source_route=0"),
 ];
+
+/// How long the kernel may take to notice that a link is up, and how often it is asked.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
+const CARRIER_LOOK: Duration = Duration::from_micros(200);
 
 /// A way past the proxy.
 #[derive(Debug, Clone, Copy)]
@@ -125,7 +131,8 @@ impl SlotNetwork {
         let opened = self
             .join(plan)
             .map_err(failed("have a link past the proxy"))
-            .and_then(|()| self.inside(|| open_inside(plan)));
+            .and_then(|()| self.inside(|| open_inside(plan)))
+            .and_then(|()| carries(plan.name).map_err(failed("use its link past the proxy")));
         if opened.is_err()
             && let Err(error) = self.close_byway(plan.name)
         {
@@ -162,6 +169,21 @@ impl SlotNetwork {
         route.header.scope = RouteScope::Link;
         kernel.add(Message::NewRoute(route))
     }
+}
+
+/// Waits until the kernel has noticed that both ends are up: until then it drops what goes into the
+/// end that was up first.
+fn carries(name: &str) -> io::Result<()> {
+    let kernel = Kernel::open()?;
+    let end = Instant::now() + CARRIER_PATIENCE;
+    let up = LinkAttribute::OperState(State::Up);
+    while !kernel.link(name)?.is_some_and(|link| link.attributes.contains(&up)) {
+        if Instant::now() > end {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        thread::sleep(CARRIER_LOOK);
+    }
+    Ok(())
 }
 
 /// In the slot's network namespace.
@@ -260,6 +282,8 @@ fn prepare(plan: &HostPlan) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         outcome => outcome?,
     }
+    // Whether an answer may come from where it comes from is asked with the mark too.
+    fs::write("/proc/sys/net/ipv4/conf/all/src_valid_mark", "1")?;
     fs::write("/proc/sys/net/netfilter/nf_conntrack_tcp_loose", "0")?;
     fs::write("/proc/sys/net/ipv4/ip_forward", "1")
 }
