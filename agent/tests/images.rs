@@ -31,6 +31,7 @@ fn sandbox_of(record: &DiskImageRecord, image: Digest) -> SandboxRecord {
             cmd: None,
             lifecycle_json: None,
             egress_json: None,
+            skip_egress_proxy: false,
         },
         state: State::Failed,
         failure: Some("not started".to_owned()),

@@ -2,8 +2,10 @@
 //!
 //! The policy itself is read and written by the crate `netpolicy`, whose form is that of the wire.
 
-use holdfast_netpolicy::Policy;
+use holdfast_netpolicy::{Passing, Policy};
 use serde::{Deserialize, Serialize};
+
+use crate::decode::BadBody;
 
 /// What a policy is made of, for clients that may use this crate alone.
 pub use holdfast_netpolicy as policy;
@@ -13,6 +15,16 @@ pub use holdfast_netpolicy as policy;
 pub fn of_record(json: Option<&str>) -> Policy {
     let read = |json: &str| Policy::parse(json.as_bytes()).ok();
     json.and_then(read).unwrap_or_default()
+}
+
+/// Refuses a policy of which nobody would look at some part: names are the proxy's affair, and the
+/// flows of a sandbox that skips it are judged by their addresses.
+pub fn check_without_proxy(policy: &Policy) -> Result<(), BadBody> {
+    let reason = "nobody looks at it where skipEgressProxy is true: leave it out";
+    match Passing::All.ignores(policy) {
+        Some(field) => Err(BadBody::shape(format!("egressPolicy.{field}"), reason)),
+        None => Ok(()),
+    }
 }
 
 /// Answer of `GET …/sandboxes/{id}/egress-decisions`.

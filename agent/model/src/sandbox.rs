@@ -77,6 +77,9 @@ pub struct SandboxSpec {
     /// Its egress policy. `None`: nobody gave one, and nothing leaves.
     #[serde(default)]
     pub egress_json: Option<String>,
+    /// Its flows pass its group's proxy by, where its policy lets them: by address alone.
+    #[serde(default)]
+    pub skip_egress_proxy: bool,
 }
 
 /// What a sandbox is to be that is made from a snapshot. The rest is as it was.

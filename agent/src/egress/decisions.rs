@@ -360,6 +360,7 @@ mod tests {
                 cmd: None,
                 lifecycle_json: None,
                 egress_json: None,
+                skip_egress_proxy: false,
             },
             state: State::Running,
             failure: None,

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_api::egress::of_record;
+use holdfast_netpolicy::Passing;
 use holdfast_store::SandboxRecord;
 use log::warn;
 use tokio::time::timeout;
@@ -68,6 +69,10 @@ async fn put(node: &Arc<Node>, record: SandboxRecord, way: Way) {
 async fn rules(node: &Arc<Node>, record: SandboxRecord) -> Rules {
     let (id, generation) = (record.id.clone(), record.egress_generation);
     let policy = of_record(record.spec.egress_json.as_deref());
+    let passing = match record.spec.skip_egress_proxy {
+        true => Passing::All,
+        false => Passing::Udp,
+    };
     let text = policy.to_json();
     let node = Arc::clone(node);
     let secrets = off_thread(move || credentials(&node, &record.group, &policy)).await;
@@ -76,5 +81,5 @@ async fn rules(node: &Arc<Node>, record: SandboxRecord) -> Rules {
         warn!(id:%, error:% = error_chain(&error); "secrets of a group cannot be read");
         Vec::new()
     });
-    Rules { generation, policy: text.into_bytes(), secrets }
+    Rules { generation, policy: text.into_bytes(), secrets, passing }
 }

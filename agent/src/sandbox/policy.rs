@@ -52,6 +52,7 @@ mod tests {
             cmd: None,
             lifecycle_json: lifecycle.map(str::to_owned),
             egress_json: None,
+            skip_egress_proxy: false,
         }
     }
 

@@ -240,6 +240,7 @@ mod tests {
                 cmd: None,
                 lifecycle_json: None,
                 egress_json: None,
+                skip_egress_proxy: false,
             },
             state,
             failure: None,

@@ -109,6 +109,7 @@ mod tests {
                 cmd: cmd.map(list),
                 lifecycle_json: None,
                 egress_json: None,
+                skip_egress_proxy: false,
             },
             state: State::Creating,
             failure: None,

@@ -33,6 +33,7 @@ fn record(number: u64) -> SandboxRecord {
             cmd: None,
             lifecycle_json: None,
             egress_json: None,
+            skip_egress_proxy: false,
         },
         state: State::Creating,
         failure: None,

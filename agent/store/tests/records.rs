@@ -41,6 +41,7 @@ fn sandbox(byte: u8, group_name: &str, request_id: Option<&str>) -> SandboxRecor
             cmd: Some(vec![]),
             lifecycle_json: Some("{}".to_owned()),
             egress_json: None,
+            skip_egress_proxy: false,
         },
         state: State::Creating,
         failure: None,

@@ -29,6 +29,7 @@ fn plant(config: &mut Config) {
             cmd: None,
             lifecycle_json: None,
             egress_json: None,
+            skip_egress_proxy: false,
         },
         state: State::Failed,
         failure: Some("the machine was lost".to_owned()),

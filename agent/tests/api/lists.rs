@@ -34,6 +34,7 @@ fn put_sandboxes(config: &mut Config) {
                 cmd: None,
                 lifecycle_json: None,
                 egress_json: None,
+                skip_egress_proxy: false,
             },
             state: State::Failed,
             failure: Some("the machine was lost".to_owned()),

@@ -14,7 +14,7 @@ use std::{
 use fs_err as fs;
 use holdfast_jail::Slot;
 use holdfast_model::{GroupKey, SandboxId};
-use holdfast_netpolicy::{Policy, SANDBOX_RULESET};
+use holdfast_netpolicy::{Passing, Policy, SANDBOX_RULESET};
 use holdfast_wire::egress::Decision;
 use holdfastd::{
     config::Config,
@@ -214,7 +214,12 @@ pub(super) fn sandbox(number: u8) -> SandboxId {
 }
 
 pub(super) fn rules(generation: u64, policy: &str) -> Rules {
-    Rules { generation, policy: policy.as_bytes().to_vec(), secrets: Vec::new() }
+    Rules {
+        generation,
+        policy: policy.as_bytes().to_vec(),
+        secrets: Vec::new(),
+        passing: Passing::Udp,
+    }
 }
 
 /// Nothing leaves.

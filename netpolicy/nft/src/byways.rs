@@ -19,7 +19,7 @@ use crate::{
         DROP, Original, compare, destination, is_in, load, protocol, source_is_not, verdict,
         verdict_data,
     },
-    kernel::Batch,
+    kernel::{Batch, pass_every_cpu},
 };
 
 /// Ways past proxies at a time. Each has an address of its own.
@@ -104,8 +104,8 @@ impl fmt::Display for BywayNumber {
 }
 
 impl Nft {
-    /// Has what comes over the link `number` and what answers it judged so, from the next packet on:
-    /// also of connections that are there. Above the rules stands the deny-set, but for `lifted`.
+    /// Has what comes over the link `number` and what answers it judged so, also of connections that
+    /// are there. When this returns no packet is under way that was judged otherwise. Above the rules stands the deny-set, but for `lifted`.
     pub fn put_byway(
         &self,
         number: BywayNumber,
@@ -132,7 +132,8 @@ impl Nft {
         let Chain { name, mut batch, .. } = chain;
         let data = SetElementAttribute::Data(verdict_data(Verdict::Goto, Some(&name)));
         batch.create(NfTablesMessage::NewSetElement(map_element(number, Some(data))));
-        self.commit("the chain of a way past a proxy", batch.end())
+        self.commit("the chain of a way past a proxy", batch.end())?;
+        pass_every_cpu().map_err(NftError::Talk)
     }
 
     /// Has nothing pass over that link any more. That there was no chain is no error.
@@ -147,7 +148,8 @@ impl Nft {
         batch.delete(NfTablesMessage::DeleteChain(ChainMessage {
             attributes: vec![ChainAttribute::Table(TABLE.to_owned()), ChainAttribute::Name(name)],
         }));
-        self.commit("that a way past a proxy goes", batch.end())
+        self.commit("that a way past a proxy goes", batch.end())?;
+        pass_every_cpu().map_err(NftError::Talk)
     }
 
     /// Those that have a chain.

@@ -1,11 +1,17 @@
 //! Where the processes that talk to the outside for sandboxes may go, besides where everybody may.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
 use holdfast_netpolicy::Cidr;
-use netlink_packet_netfilter::nftables::{
-    DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementFlags,
-    SetElementList, SetElementMessage,
+use netlink_packet_netfilter::{
+    NetfilterMessage, NetfilterMessageInner,
+    nftables::{
+        ChainAttribute, ChainMessage, DataAttribute, ListAttribute, NfTablesMessage,
+        SetElementAttribute, SetElementFlags, SetElementList, SetElementMessage,
+    },
 };
 
 use crate::{Nft, NftError, TABLE, kernel::Batch};
@@ -14,6 +20,28 @@ use crate::{Nft, NftError, TABLE, kernel::Batch};
 const INTERVAL_END: u32 = 1;
 
 impl Nft {
+    /// Whether the host's ruleset is loaded.
+    pub fn has_rules(&self) -> Result<(), NftError> {
+        let what = "to show the host's rules";
+        let chains = self.list::<NetfilterMessage>(
+            what,
+            NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() }),
+        )?;
+        let ours = |message: &NetfilterMessage| {
+            let NetfilterMessageInner::NfTables(NfTablesMessage::NewChain(chain)) = &message.inner
+            else {
+                return false;
+            };
+            let table = ChainAttribute::Table(TABLE.to_owned());
+            let guard = ChainAttribute::Name("from_egress".to_owned());
+            chain.attributes.contains(&table) && chain.attributes.contains(&guard)
+        };
+        if chains.iter().any(ours) {
+            return Ok(());
+        }
+        Err(NftError::Refused { what, source: io::ErrorKind::NotFound.into() })
+    }
+
     /// Lets these processes reach `servers`, wherever they are, and `lifted` of what is closed to
     /// them otherwise. What they were let reach before and is not among these is closed again.
     pub fn guard(&self, servers: &[SocketAddr], lifted: &[Cidr]) -> Result<(), NftError> {

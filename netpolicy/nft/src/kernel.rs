@@ -7,11 +7,15 @@ use netlink_packet_core::{
     NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterProtoFamily, nftables::NfTablesMessage,
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+    nftables::{GenAttribute, GenMessage, NfTablesMessage},
     none::ControlMessage,
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
-use rustix::net::sockopt::set_socket_send_buffer_size_force;
+use rustix::{
+    net::sockopt::set_socket_send_buffer_size_force,
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+};
 
 use crate::NftError;
 
@@ -85,6 +89,31 @@ impl Nft {
         refused.map_or(Ok(()), |source| Err(NftError::Refused { what, source }))
     }
 
+    /// How often the ruleset was changed, by whomever.
+    pub fn generation(&self) -> Result<u32, NftError> {
+        let mut ask = NetlinkMessage::from(message(NfTablesMessage::GetGen(GenMessage {
+            attributes: Vec::new(),
+        })));
+        ask.header.flags = NLM_F_REQUEST;
+        let mut bytes = Vec::new();
+        append(&mut bytes, ask);
+        self.forget_answers();
+        self.socket.send(&bytes, 0).map_err(NftError::Talk)?;
+        for answer in self.receive::<NetfilterMessage>()? {
+            let NetlinkPayload::InnerMessage(answer) = answer.payload else { continue };
+            let NetfilterMessageInner::NfTables(NfTablesMessage::NewGen(answer)) = answer.inner
+            else {
+                continue;
+            };
+            for attribute in answer.attributes {
+                if let GenAttribute::Id(id) = attribute {
+                    return Ok(id);
+                }
+            }
+        }
+        Err(NftError::Answer)
+    }
+
     /// Asks for a list of something.
     pub(crate) fn list<T: NetlinkDeserializable>(
         &self,
@@ -136,16 +165,7 @@ impl Nft {
     fn receive<T: NetlinkDeserializable>(&self) -> Result<Vec<NetlinkMessage<T>>, NftError> {
         let mut buffer = Vec::with_capacity(ANSWER_BYTES_MAX);
         self.socket.recv(&mut buffer, NO_WAIT).map_err(NftError::Talk)?;
-        let mut rest = buffer.as_slice();
-        let mut messages = Vec::new();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::deserialize(rest).map_err(|_| NftError::Answer)?;
-            let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
-            let length = length.checked_next_multiple_of(4).filter(|length| *length > 0);
-            rest = length.and_then(|length| rest.get(length..)).unwrap_or_default();
-            messages.push(message);
-        }
-        Ok(messages)
+        split(&buffer)
     }
 
     /// Of a request that failed half way there may be some left.
@@ -155,6 +175,33 @@ impl Nft {
             buffer.clear();
         }
     }
+}
+
+/// The messages of one read.
+pub(crate) fn split<T: NetlinkDeserializable>(
+    mut bytes: &[u8],
+) -> Result<Vec<NetlinkMessage<T>>, NftError> {
+    let mut messages = Vec::new();
+    while !bytes.is_empty() {
+        let message = NetlinkMessage::deserialize(bytes).map_err(|_| NftError::Answer)?;
+        let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
+        let length = length.checked_next_multiple_of(4).filter(|length| *length > 0);
+        bytes = length.and_then(|length| bytes.get(length..)).unwrap_or_default();
+        messages.push(message);
+    }
+    Ok(messages)
+}
+
+/// Waits until every CPU has run this thread. Packets are judged where no thread is run in between:
+/// those that were judged by what was before a transaction have gone on their way then.
+pub(crate) fn pass_every_cpu() -> io::Result<()> {
+    let before = sched_getaffinity(None)?;
+    for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| before.is_set(*cpu)) {
+        let mut one = CpuSet::new();
+        one.set(cpu);
+        sched_setaffinity(None, &one)?;
+    }
+    Ok(sched_setaffinity(None, &before)?)
 }
 
 fn append(bytes: &mut Vec<u8>, mut message: NetlinkMessage<NetfilterMessage>) {

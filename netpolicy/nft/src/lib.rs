@@ -12,12 +12,14 @@ mod connections;
 mod error;
 mod expression;
 mod guard;
+mod heard;
 mod kernel;
 mod traffic;
 
 pub use self::{
     byways::{BYWAY_MARK, BYWAY_RANGE, BYWAYS_MAX, BywayNumber},
     error::NftError,
+    heard::{Heard, Listener, Said},
     kernel::Nft,
     traffic::Traffic,
 };

@@ -124,6 +124,7 @@ pub(super) fn record(id: SnapshotId, data: SnapshotId) -> holdfast_store::Snapsh
             cmd: None,
             lifecycle_json: None,
             egress_json: None,
+            skip_egress_proxy: false,
         },
         image: holdfast_model::Digest::from_sha256([1; 32]),
         bytes: 0,
