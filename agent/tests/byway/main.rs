@@ -4,11 +4,13 @@
 //! In the place of guests stands this test, which writes frames to their taps.
 #![allow(clippy::similar_names, reason = "to and tcp and the like")]
 
+mod agent;
 mod attacks;
 mod failures;
 #[path = "../slot/frames.rs"]
 #[allow(dead_code, reason = "shared with the tests of slots")]
 mod frames;
+mod guard;
 #[path = "../slot/guest.rs"]
 #[allow(dead_code, reason = "shared with the tests of slots")]
 mod guest;

@@ -3,6 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -18,6 +19,7 @@ use holdfast_nft::{BYWAY_MARK, BYWAY_RANGE, BywayNumber, Nft};
 use rustix::{
     io::Errno,
     net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with},
+    process::{Pid, Signal, kill_process},
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
@@ -152,6 +154,28 @@ impl World {
         self.host.inside(|| Nft::open().unwrap())
     }
 
+    /// Does it as a user of the host.
+    pub(super) fn as_user<T: Send>(&self, user: u32, work: impl FnOnce() -> T + Send) -> T {
+        self.host.inside(|| {
+            crate::guard::become_user(user);
+            work()
+        })
+    }
+
+    /// All of whose threads are in the host's network.
+    pub(super) fn runtime(&self) -> tokio::runtime::Runtime {
+        let host = self.host.handle.try_clone().unwrap();
+        let enter = move || {
+            move_into_link_name_space(host.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+        };
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .on_thread_start(enter)
+            .build()
+            .unwrap()
+    }
+
     /// A sandbox with a way past its proxy of this number.
     pub(super) fn sandbox(&self, number: u16, passing: Passing, policy: &str) -> Sandbox {
         let Slot { tap, sockets } = Slot::make(SANDBOX_RULESET).unwrap();
@@ -211,6 +235,10 @@ impl World {
     /// Somebody on the host itself.
     pub(super) fn server_on_host(&self, address: Ipv4Addr, port: u16) -> UdpSocket {
         bound(&self.host, address, port)
+    }
+
+    pub(super) fn listener_on_host(&self, address: Ipv4Addr, port: u16) -> TcpListener {
+        self.host.inside(|| TcpListener::bind((address, port)).unwrap())
     }
 
     pub(super) fn listener(&self, address: Ipv4Addr, port: u16) -> TcpListener {
@@ -278,6 +306,29 @@ impl Sandbox {
     pub(super) fn is_refused(&self) -> bool {
         // Unreachable: prohibited.
         self.guest.receive(|it| it.is(crate::frames::ICMP) && it.inner()[..2] == [3, 13]).is_some()
+    }
+}
+
+/// A program of this tree, built if that was not done yet.
+pub(super) fn built(name: &str) -> PathBuf {
+    let here = std::env::current_exe().unwrap();
+    let folder = here.parent().and_then(Path::parent).unwrap();
+    static BUILT: std::sync::Once = std::sync::Once::new();
+    BUILT.call_once(|| {
+        let arguments = ["build", "--quiet", "-p", name];
+        assert!(Command::new(env!("CARGO")).args(arguments).status().unwrap().success());
+    });
+    folder.join(name)
+}
+
+/// Kills every process of this program.
+pub(super) fn kill_all_of(program: &Path) {
+    for entry in fs::read_dir("/proc").unwrap() {
+        let name = entry.unwrap().file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        if fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program) {
+            let _ = Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
+        }
     }
 }
 
