@@ -7,6 +7,7 @@
 //! address is dialled that the [`DenySet`] or [`refused_address`] refuses.
 #![forbid(unsafe_code)]
 
+mod byway;
 mod cidr;
 mod decide;
 mod deny;
@@ -23,6 +24,7 @@ mod policy;
 mod verdict;
 mod wire;
 
+pub use byway::{Byway, BywayRule, Passing};
 pub use cidr::{BadCidr, Cidr};
 pub use decide::{decide, refused_address};
 pub use deny::{DENY_RANGES, Denied, DenySet};
@@ -47,3 +49,7 @@ pub const HOST_RULESET: &str = include_str!("../host.nft");
 /// What nftables enforces in the network namespace of every sandbox, whose one link is the tap
 /// `tap0`: what may come to the sandbox's two sockets, and nothing else. In the language of nft(8).
 pub const SANDBOX_RULESET: &str = include_str!("../sandbox.nft");
+
+/// What is added in such a namespace while there is a way past the proxy: the source translation,
+/// and the bounds of the connections it follows. In the language of nft(8).
+pub const BYWAY_RULESET: &str = include_str!("../byway.nft");

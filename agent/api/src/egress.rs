@@ -2,7 +2,7 @@
 //!
 //! The policy itself is read and written by the crate `netpolicy`, whose form is that of the wire.
 
-use holdfast_netpolicy::{Identity, Policy, ValueRef};
+use holdfast_netpolicy::{Identity, Passing, Policy, ValueRef};
 use serde::{Deserialize, Serialize};
 
 use crate::decode::BadBody;
@@ -28,6 +28,16 @@ pub fn checked_json(policy: &Policy) -> Result<String, BadBody> {
         return Err(BadBody::NotYet { field: "managedIdentityRef.identityResourceId" });
     }
     Ok(policy.to_json())
+}
+
+/// Refuses a policy of which nobody would look at some part: names are the proxy's affair, and the
+/// flows of a sandbox that skips it are judged by their addresses.
+pub fn check_without_proxy(policy: &Policy) -> Result<(), BadBody> {
+    let reason = "nobody looks at it where skipEgressProxy is true: leave it out";
+    match Passing::All.ignores(policy) {
+        Some(field) => Err(BadBody::shape(format!("egressPolicy.{field}"), reason)),
+        None => Ok(()),
+    }
 }
 
 /// Answer of `GET …/sandboxes/{id}/egress-decisions`.

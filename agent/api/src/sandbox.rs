@@ -52,6 +52,8 @@ pub struct CreateSandbox {
     pub cmd: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress_policy: Option<Policy>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skip_egress_proxy: Option<bool>,
 
     // Fields of the contract that this node does not carry out yet. They are read so that they can
     // be refused by name.
@@ -63,8 +65,6 @@ pub struct CreateSandbox {
     pub volumes: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub skip_egress_proxy: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub customer_vnet_connection_name: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -152,6 +152,9 @@ pub struct Sandbox {
     /// The one in force, given or not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress_policy: Option<Policy>,
+    /// Whether its flows pass the proxy by where the policy lets them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub skip_egress_proxy: bool,
 }
 
 /// States by their public names.
@@ -295,6 +298,7 @@ impl Sandbox {
             entrypoint: spec.entrypoint.clone(),
             cmd: spec.cmd.clone(),
             egress_policy: Some(egress::of_record(spec.egress_json.as_deref())),
+            skip_egress_proxy: spec.skip_egress_proxy,
         }
     }
 }
@@ -328,6 +332,7 @@ fn clone_spec(snapshot: SnapshotId, request: CreateSandbox) -> Result<CloneSpec,
         ("environment", request.environment.is_some_and(|variables| !variables.is_empty())),
         ("entrypoint", request.entrypoint.is_some()),
         ("cmd", request.cmd.is_some()),
+        ("skipEgressProxy", request.skip_egress_proxy == Some(true)),
     ];
     if let Some((field, _)) = fixed.into_iter().find(|(_, given)| *given) {
         let reason = "is the snapshot's for a sandbox that is made from one: leave it out";
@@ -355,6 +360,10 @@ impl TryFrom<CreateSandbox> for SandboxSpec {
         check_environment(&environment)?;
         check_arguments("entrypoint", request.entrypoint.as_deref())?;
         check_arguments("cmd", request.cmd.as_deref())?;
+        let skip_egress_proxy = request.skip_egress_proxy.unwrap_or(false);
+        if let Some(policy) = request.egress_policy.as_ref().filter(|_| skip_egress_proxy) {
+            egress::check_without_proxy(policy)?;
+        }
         Ok(Self {
             image,
             resources,
@@ -364,6 +373,7 @@ impl TryFrom<CreateSandbox> for SandboxSpec {
             cmd: request.cmd,
             lifecycle_json: request.lifecycle.as_ref().map(Lifecycle::checked_json).transpose()?,
             egress_json: request.egress_policy.as_ref().map(egress::checked_json).transpose()?,
+            skip_egress_proxy,
         })
     }
 }
@@ -375,7 +385,6 @@ fn refuse_unsupported(request: &CreateSandbox) -> Result<(), BadBody> {
         ("connections", request.connections.as_ref()),
         ("volumes", request.volumes.as_ref()),
         ("ports", request.ports.as_ref()),
-        ("skipEgressProxy", request.skip_egress_proxy.as_ref()),
         ("customerVnetConnectionName", request.customer_vnet_connection_name.as_ref()),
         ("vmmType", request.vmm_type.as_ref()),
     ];

@@ -29,5 +29,7 @@ pub use memory::{guest_memory, sealed_bytes};
 pub use process::{Confinement, Handover, Identity, ProcessLimits, confine, in_words};
 pub use run_folder::{RunFolder, sweep_run_folders};
 pub use shim::{landlock_version, run as run_shim};
-pub use slot::{Slot, SlotCounter, SlotSockets, Slots, tap_of};
+pub use slot::{
+    BywayPlan, HostPlan, Slot, SlotCounter, SlotNetwork, SlotSockets, Slots, prepare_host, tap_of,
+};
 pub use vmm::{Adopted, VmmPlan, VmmProcess};

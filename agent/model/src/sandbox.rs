@@ -77,6 +77,9 @@ pub struct SandboxSpec {
     /// Its egress policy. `None`: nobody gave one, and nothing leaves.
     #[serde(default)]
     pub egress_json: Option<String>,
+    /// Its flows pass its group's proxy by, where its policy lets them: by address alone.
+    #[serde(default)]
+    pub skip_egress_proxy: bool,
 }
 
 impl SandboxSpec {
@@ -91,6 +94,7 @@ impl SandboxSpec {
             cmd: None,
             lifecycle_json: None,
             egress_json: None,
+            skip_egress_proxy: false,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::{io, path::PathBuf, time::Duration};
 
 use holdfast_jail::JailError;
 use holdfast_model::{GroupKey, SandboxId};
+use holdfast_nft::{BYWAYS_MAX, NftError};
 use holdfast_wire::frame::FrameError;
 
 use crate::credentials::KeyError;
@@ -33,6 +34,15 @@ pub enum EgressError {
         #[source]
         source: io::Error,
     },
+    #[error(transparent)]
+    Nft(#[from] NftError),
+    #[error("the host's rules cannot be loaded")]
+    Rules {
+        #[source]
+        source: io::Error,
+    },
+    #[error("there are {BYWAYS_MAX} ways past proxies: no more fit")]
+    Byways,
     #[error("the egress process cannot be talked to")]
     Link(#[source] io::Error),
     #[error("the egress process sent what is no message")]
@@ -58,6 +68,9 @@ impl EgressError {
             Self::Authority { source, .. } => source.hint(),
             Self::File { .. } => "see paths.state and paths.run, and the files of section egress",
             Self::Jail(error) => error.hint(),
+            Self::Nft(error) => error.hint(),
+            Self::Rules { .. } => "is nft installed? See the node's log for what it says",
+            Self::Byways => "delete sandboxes whose policies let flows pass the proxy by",
             Self::Start { .. } => "see paths.egress: is it there and executable?",
             Self::Version { .. } => "agent and egress process must be of one build",
             Self::Refused { .. } => "change what it names",

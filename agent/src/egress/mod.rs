@@ -6,6 +6,7 @@
 //! that outlived an earlier agent is found by its socket. While there is none, nothing leaves.
 
 mod asks;
+mod byways;
 mod decisions;
 mod error;
 mod link;
@@ -23,9 +24,9 @@ use std::{
 };
 
 use fs_err as fs;
-use holdfast_jail::{CgroupTree, SlotSockets};
+use holdfast_jail::{CgroupTree, SlotNetwork, SlotSockets};
 use holdfast_model::{GroupKey, SandboxId};
-use holdfast_netpolicy::Policy;
+use holdfast_netpolicy::{Passing, Policy};
 use holdfast_wire::egress::{self as wire, Credential};
 use log::{info, warn};
 use sha2::{Digest as _, Sha256};
@@ -35,6 +36,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) use self::setup::parse_resolver;
 use self::{
     asks::Ask,
+    byways::{Byways, Wanted},
     process::{CGROUP_PREFIX, Place},
     setup::Setup,
     supervisor::{Gauges, Supervisor},
@@ -64,6 +66,8 @@ pub struct Rules {
     pub generation: u64,
     /// JSON.
     pub policy: Vec<u8>,
+    /// Which flows pass the proxy by where the policy lets them.
+    pub passing: Passing,
 }
 
 /// What the processes need to know that is kept elsewhere. Calls block.
@@ -99,6 +103,7 @@ pub type Sink = Arc<dyn Fn(&GroupKey, wire::Decisions) + Send + Sync>;
 /// Every group's egress process.
 pub struct Egress {
     shared: Arc<Shared>,
+    byways: Arc<Byways>,
     groups: Mutex<Groups>,
     supervisors: TaskTracker,
 }
@@ -126,6 +131,15 @@ struct Shared {
     metrics: Arc<Metrics>,
     credentials: Arc<dyn Credentials>,
     sink: Sink,
+}
+
+impl Way {
+    fn network(&self) -> Result<SlotNetwork, EgressError> {
+        Ok(match self {
+            Self::Sockets(sockets) => sockets.network()?,
+            Self::Tap(tap) => SlotNetwork::of_tap(tap)?,
+        })
+    }
 }
 
 impl Shared {
@@ -164,18 +178,21 @@ impl Egress {
     ) -> Result<Arc<Self>, EgressError> {
         let paths = &config.paths;
         remove_former(&paths.state.join("egress"))?;
+        let setup = Setup::load(&config.egress)?;
+        let byways = Byways::start(setup.guard(), Arc::clone(&sink), Arc::clone(&metrics));
         let shared = Shared {
             program: paths.egress.clone(),
             run: paths.run.join("egress"),
             cgroups: CgroupTree::new(&paths.cgroups),
             config: config.egress.clone(),
-            setup: RwLock::new(Setup::load(&config.egress)?),
+            setup: RwLock::new(setup),
             metrics,
             credentials,
             sink,
         };
         Ok(Arc::new(Self {
             shared: Arc::new(shared),
+            byways,
             groups: Mutex::default(),
             supervisors: TaskTracker::new(),
         }))
@@ -195,8 +212,14 @@ impl Egress {
         way: Way,
         rules: Rules,
     ) -> Result<(), EgressError> {
+        let (network, adopted) = (way.network()?, matches!(way, Way::Tap(_)));
+        let wanted = self.wanted(group, &rules)?;
+        let (byways, id) = (Arc::clone(&self.byways), sandbox.clone());
+        let opened = off_thread(move || byways.put(&id, network, adopted, wanted));
         let sandbox = sandbox.clone();
-        self.ask(group, |reply| Ask::Put { sandbox, way, rules, reply }).await
+        let served = self.ask(group, |reply| Ask::Put { sandbox, way, rules, reply });
+        let (opened, served) = tokio::join!(opened, served);
+        served.and(opened)
     }
 
     /// Has a sandbox's flows judged by other rules. Answers when they hold everywhere: no byte of a
@@ -207,8 +230,22 @@ impl Egress {
         sandbox: &SandboxId,
         rules: Rules,
     ) -> Result<(), EgressError> {
-        let sandbox = sandbox.clone();
-        self.ask(group, |reply| Ask::Change { sandbox, rules, reply }).await
+        let wanted = self.wanted(group, &rules)?;
+        let (byways, id, sandbox) = (Arc::clone(&self.byways), sandbox.clone(), sandbox.clone());
+        let served = self.ask(group, |reply| Ask::Change { sandbox, rules, reply }).await;
+        if let Err(EgressError::Refused { .. } | EgressError::NotHeld { .. }) = served {
+            return served;
+        }
+        // Also when the process cannot be told now: what is not allowed any more ends here.
+        served.and(off_thread(move || byways.change(&id, wanted)).await)
+    }
+
+    fn wanted(&self, group: &GroupKey, rules: &Rules) -> Result<Wanted, EgressError> {
+        let policy = Policy::parse(&rules.policy)
+            .map_err(|error| EgressError::Refused { reason: error.to_string() })?;
+        let lifted = self.shared.setup().lifted(group);
+        let (group, generation, passing) = (group.clone(), rules.generation, rules.passing);
+        Ok(Wanted { group, generation, policy, passing, lifted })
     }
 
     /// Has all policies of a group refer to the values that there are now. Answers when these hold:
@@ -231,6 +268,8 @@ impl Egress {
 
     /// Ends a sandbox's flows. Answers when its sockets are closed.
     pub async fn remove(&self, group: &GroupKey, sandbox: &SandboxId) {
+        let (byways, id) = (Arc::clone(&self.byways), sandbox.clone());
+        off_thread(move || byways.remove(&id)).await;
         // Of a group that nobody asked anything of there is nothing to remove.
         if !self.groups().known.contains_key(group) {
             return;
@@ -252,6 +291,8 @@ impl Egress {
         for asks in asks {
             let _ = asks.send(Ask::Settled).await;
         }
+        let byways = Arc::clone(&self.byways);
+        off_thread(move || byways.settle()).await;
         let known: Vec<String> = self.groups().known.keys().map(name_of).collect();
         let shared = Arc::clone(&self.shared);
         let swept = off_thread(move || sweep(&shared, &known)).await;
@@ -263,7 +304,13 @@ impl Egress {
     /// Tells the processes when the node's addresses or its name servers are others now.
     pub async fn refresh(&self) {
         let config = self.shared.config.clone();
-        let now = match off_thread(move || Setup::load(&config)).await {
+        let byways = Arc::clone(&self.byways);
+        let load = move || {
+            let now = Setup::load(&config)?;
+            byways.guard(now.guard());
+            Ok::<_, EgressError>(now)
+        };
+        let now = match off_thread(load).await {
             Ok(now) => now,
             Err(error) => {
                 warn!(error:% = error_chain(&error); "egress is configured as it was");
@@ -284,6 +331,11 @@ impl Egress {
         }
     }
 
+    /// How many sandboxes have a way past their proxy.
+    pub fn byways(&self) -> usize {
+        self.byways.count()
+    }
+
     /// How many processes serve, and how many sandboxes are to be served.
     pub fn counts(&self) -> (usize, usize) {
         let groups = self.groups();
@@ -294,6 +346,7 @@ impl Egress {
 
     /// Leaves every process as it is, for the next agent. Nothing is asked of them any more.
     pub async fn stop(&self) {
+        self.byways.detach();
         self.groups().known.clear();
         self.supervisors.close();
         self.supervisors.wait().await;

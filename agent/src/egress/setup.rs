@@ -1,9 +1,10 @@
 //! What every egress process of this node is configured with.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 
 use fs_err as fs;
 use holdfast_model::GroupKey;
+use holdfast_netpolicy::Cidr;
 use holdfast_wire::egress::{Configure, Resolver, UpstreamProxy};
 
 use super::EgressError;
@@ -20,6 +21,14 @@ const RESOLVERS_MAX: usize = 3;
 
 /// Port of a name server that none is given for.
 const DNS_PORT: u16 = 53;
+
+/// Where egress processes may go that the host's rules would not let them go otherwise.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Guard {
+    pub(super) servers: Vec<SocketAddr>,
+    /// Of some group: they all run as one user.
+    pub(super) lifted: Vec<Cidr>,
+}
 
 /// Of the configuration, with the files it names read.
 #[derive(Debug, Clone)]
@@ -63,6 +72,27 @@ impl Setup {
     /// Whether a process that has the other must be told this one.
     pub(super) fn differs(&self, other: &Self) -> bool {
         self.addresses != other.addresses || self.resolvers != other.resolvers
+    }
+
+    /// Of the deny-set, for a group.
+    pub(super) fn lifted(&self, group: &GroupKey) -> Vec<Cidr> {
+        let of = |name: &str| self.config.lifted.get(name).into_iter().flatten();
+        of("*").chain(of(group.name())).filter_map(|range| range.parse().ok()).collect()
+    }
+
+    /// What the host's rules must let egress processes reach. Blocks for names.
+    pub(super) fn guard(&self) -> Guard {
+        let resolvers = self.resolvers.iter().map(|it| SocketAddr::new(it.address, it.port));
+        let mut servers: Vec<_> = resolvers.collect();
+        if let Some(proxy) = &self.upstream_proxy {
+            // One that has no address now is looked up again later.
+            servers
+                .extend((proxy.host.as_str(), proxy.port).to_socket_addrs().into_iter().flatten());
+        }
+        servers.sort_unstable();
+        servers.dedup();
+        let lifted = self.config.lifted.values().flatten();
+        Guard { servers, lifted: lifted.filter_map(|range| range.parse().ok()).collect() }
     }
 
     pub(super) fn configure(&self, group: &GroupKey, ca: &tls::Authority) -> Configure {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use axum::{body::Body, extract::State, response::Response};
 use holdfast_api::egress::{
-    Decision, EgressDecisions, ExplainedStep, Explanation, NetworkEgress, checked_json, of_record,
+    Decision, EgressDecisions, ExplainedStep, Explanation, NetworkEgress, check_without_proxy,
+    checked_json, of_record,
 };
 use holdfast_netpolicy::{DenySet, Policy, Step, explain};
 use holdfast_store::DecisionRecord;
@@ -27,6 +28,9 @@ pub(super) async fn set_policy(
 ) -> Answer {
     let bytes = body::json_bytes(body).await?;
     let policy = Policy::parse(&bytes)?;
+    if record.spec.skip_egress_proxy {
+        check_without_proxy(&policy)?;
+    }
     app.registry.change_egress(&record.id, checked_json(&policy)?).await?;
     Ok(json(200, &policy))
 }

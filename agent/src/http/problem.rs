@@ -170,6 +170,7 @@ impl From<CreateError> for Problem {
                 Code::DiskImageNotFound
             }
             CreateError::NoSnapshot { .. } => Code::SnapshotNotFound,
+            CreateError::Policy(_) => Code::InvalidRequest,
             CreateError::DiskImageNotReady { .. } | CreateError::NoImage { .. } => {
                 Code::DiskImageNotReady
             }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use holdfast_api::egress::{check_without_proxy, of_record};
 use holdfast_model::{
     Digest, GroupKey, SandboxId, SandboxSpec, SnapshotId, State, sandbox::CloneSpec,
 };
@@ -128,6 +129,10 @@ impl Registry {
         spec.labels = labels;
         spec.lifecycle_json = lifecycle_json.or(spec.lifecycle_json);
         spec.egress_json = egress_json.or(spec.egress_json);
+        if spec.skip_egress_proxy {
+            let policy = of_record(spec.egress_json.as_deref());
+            check_without_proxy(&policy).map_err(CreateError::Policy)?;
+        }
         let origin = Some(Origin { snapshot: Some(id), data });
         let image = self.located(digest).await?;
         match self.admit(Draft { group, spec, image, origin, request_id }).await {

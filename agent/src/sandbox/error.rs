@@ -59,6 +59,8 @@ pub enum CreateError {
     NoSnapshot { id: SnapshotId },
     #[error("there is no public disk image {name:?}")]
     NoPublicImage { name: String },
+    #[error("the policy does not fit the sandbox that the snapshot is of")]
+    Policy(#[source] holdfast_api::decode::BadBody),
     #[error("the files of image {digest} are not on this node")]
     NoImage { digest: Digest },
     #[error("sandbox {id}, made by the same request, was deleted meanwhile")]
@@ -88,6 +90,7 @@ impl CreateError {
                 "wait until it is Ready; one that Failed is deleted and made again"
             }
             Self::NoImage { .. } => "make the disk image again",
+            Self::Policy(_) => "change what it names",
             Self::Gone { .. } => "create a new one with a new request id",
             Self::Full(full) => full.hint(),
             Self::Stopping => "try again when the node is back",

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_api::egress::of_record;
+use holdfast_netpolicy::Passing;
 use holdfast_store::SandboxRecord;
 use log::warn;
 use tokio::time::timeout;
@@ -65,5 +66,6 @@ async fn put(node: &Node, record: &SandboxRecord, way: Way) {
 
 fn rules(record: &SandboxRecord) -> Rules {
     let policy = of_record(record.spec.egress_json.as_deref()).to_json().into_bytes();
-    Rules { generation: record.egress_generation, policy }
+    let passing = if record.spec.skip_egress_proxy { Passing::All } else { Passing::Udp };
+    Rules { generation: record.egress_generation, policy, passing }
 }

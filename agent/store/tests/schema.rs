@@ -39,6 +39,7 @@ fn spec() -> SandboxSpec {
         cmd: Some(vec!["sleep".to_owned()]),
         lifecycle_json: Some(r#"{"autoSuspendPolicy":{"enabled":true}}"#.to_owned()),
         egress_json: None,
+        skip_egress_proxy: false,
     }
 }
 

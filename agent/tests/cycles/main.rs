@@ -62,7 +62,8 @@ fn entries(folder: &str) -> u64 {
 fn number(file: &str, word: &str) -> u64 {
     let text = fs::read_to_string(file).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(word));
-    let number = line.and_then(|line| line.split_whitespace().next()).and_then(|it| it.parse().ok());
+    let number =
+        line.and_then(|line| line.split_whitespace().next()).and_then(|it| it.parse().ok());
     number.unwrap_or_else(|| panic!("{file} has no {word}"))
 }
 

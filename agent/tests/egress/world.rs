@@ -14,7 +14,7 @@ use std::{
 use fs_err as fs;
 use holdfast_jail::Slot;
 use holdfast_model::{GroupKey, SandboxId, Secret};
-use holdfast_netpolicy::{Policy, SANDBOX_RULESET};
+use holdfast_netpolicy::{Passing, Policy, SANDBOX_RULESET};
 use holdfast_store::Store;
 use holdfast_wire::egress::{Decision, Kind};
 use holdfastd::{
@@ -269,7 +269,7 @@ pub(super) fn sandbox(number: u8) -> SandboxId {
 }
 
 pub(super) fn rules(generation: u64, policy: &str) -> Rules {
-    Rules { generation, policy: policy.as_bytes().to_vec() }
+    Rules { generation, policy: policy.as_bytes().to_vec(), passing: Passing::Udp }
 }
 
 /// Requests to hosts below svc.test need the secret. Nobody is behind the name server, so none is

@@ -37,6 +37,7 @@ fn clone_of(snapshot: &SnapshotId) -> NewSandbox {
         labels,
         lifecycle_json: None,
         egress_json: None,
+        skip_egress_proxy: false,
     })
 }
 

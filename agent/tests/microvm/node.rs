@@ -51,6 +51,7 @@ pub(crate) fn spec(memory_mib: u32) -> SandboxSpec {
         cmd: None,
         lifecycle_json: None,
         egress_json: None,
+        skip_egress_proxy: false,
     }
 }
 

@@ -292,6 +292,8 @@ pub enum Kind {
     Tls,
     Http,
     Tcp,
+    /// Never of an egress process, which has none.
+    Udp,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

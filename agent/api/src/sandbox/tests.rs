@@ -63,7 +63,6 @@ fn a_field_that_is_not_carried_out_is_refused_by_name() {
         ("connections", r#"["c"]"#),
         ("volumes", r#"[{"volumeName":"v","mountpoint":"/v"}]"#),
         ("ports", r#"[{"port":80}]"#),
-        ("skipEgressProxy", "true"),
         ("customerVnetConnectionName", r#""v""#),
         ("vmmType", r#""x""#),
     ];
@@ -96,6 +95,27 @@ fn a_policy_that_is_wrong_refuses_the_sandbox_and_names_the_rule() {
 }
 
 #[test]
+fn a_sandbox_that_skips_the_proxy_has_no_policy_that_only_a_proxy_could_carry_out() {
+    let skipping =
+        |policy: &str| spec(&with(&format!(r#""skipEgressProxy":true,"egressPolicy":{policy}"#)));
+    assert!(!spec(MINIMAL).unwrap().skip_egress_proxy);
+    assert!(spec(&with(r#""skipEgressProxy":true"#)).unwrap().skip_egress_proxy);
+    let by_address = r#"{"defaultAction":"Allow","cidrRules":[{"cidr":"9.9.9.9/32","protocol":"tcp","action":"Deny"}]}"#;
+    assert!(skipping(by_address).unwrap().skip_egress_proxy);
+    for (policy, field) in [
+        (
+            r#"{"defaultAction":"Allow","hostRules":[{"pattern":"a.test","action":"Deny"}]}"#,
+            "hostRules",
+        ),
+        (r#"{"defaultAction":"Allow","trafficInspection":"Full"}"#, "trafficInspection"),
+    ] {
+        let error = skipping(policy).unwrap_err();
+        assert_eq!(error.code(), Code::InvalidRequest);
+        assert!(error.to_string().starts_with(&format!("egressPolicy.{field}: ")), "{error}");
+    }
+}
+
+#[test]
 fn a_clone_has_names_of_its_own_and_the_rest_from_its_snapshot() {
     let source = r#"{"sourcesRef":{"snapshot":{"id":"aaaaaaaaaaaaaaaaaaaa"}}"#;
     let asked = |more: &str| new(&format!("{source}{more}}}"));
@@ -111,6 +131,7 @@ fn a_clone_has_names_of_its_own_and_the_rest_from_its_snapshot() {
         (r#","environment":{"A":"1"}"#, "environment: "),
         (r#","entrypoint":["x"]"#, "entrypoint: "),
         (r#","cmd":[]"#, "cmd: "),
+        (r#","skipEgressProxy":true"#, "skipEgressProxy: "),
         (r#","labels":{"a=b":"c"}"#, "labels.a=b: "),
     ];
     for (more, start) in cases {

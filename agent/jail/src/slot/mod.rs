@@ -3,9 +3,10 @@
 //! A slot has the tap, the host's end of the guest's link, and two sockets that take what the rules
 //! steer to them, wherever the guest sent it. No route leads out of it and no process is in it: what
 //! comes out of the guest and is not for the sockets has nowhere to go even before the rules drop
-//! it. Nothing names a slot. The tap's descriptor, which the VMM holds, keeps it alive, so it goes
+//! it. Only while a policy lets flows pass the proxy by has it a second link, and a route over that. Nothing names a slot. The tap's descriptor, which the VMM holds, keeps it alive, so it goes
 //! with its VMM whoever else was killed, and there is nothing to sweep.
 
+mod byway;
 mod counters;
 mod links;
 mod stock;
@@ -27,7 +28,11 @@ use rustix::{
     thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space},
 };
 
-pub use self::{counters::SlotCounter, stock::Slots};
+pub use self::{
+    byway::{BywayPlan, HostPlan, SlotNetwork, prepare_host},
+    counters::SlotCounter,
+    stock::Slots,
+};
 use crate::{JailError, sys};
 
 /// What a tap's descriptor was opened as.
@@ -112,8 +117,7 @@ impl SlotSockets {
     /// Makes the sockets of a slot again, when nobody holds them any more: an agent and the process
     /// it had handed them to were both killed, and the VMM goes on.
     pub fn reopen(tap: &OwnedFd) -> Result<Self, JailError> {
-        let network = sys::network_of_tap(tap).map_err(failed("be found by its tap"))?;
-        inside(network, Self::open)
+        SlotNetwork::of_tap(tap)?.inside(Self::open)
     }
 
     /// Another handle of each.
@@ -133,10 +137,14 @@ impl SlotSockets {
         Ok(Self { tcp, dns })
     }
 
+    /// The slot that they are of.
+    pub fn network(&self) -> Result<SlotNetwork, JailError> {
+        SlotNetwork::of_sockets(self)
+    }
+
     /// What the rules have counted so far, by their names for it. Runs nft, and blocks meanwhile.
     pub fn counters(&self) -> Result<Vec<SlotCounter>, JailError> {
-        let network = sys::network_of_socket(&self.tcp).map_err(failed("be found"))?;
-        inside(network, || counters::read().map_err(failed("tell what it counted")))
+        self.network()?.counters()
     }
 }
 
@@ -176,7 +184,7 @@ fn transparent(kind: SocketType, port: u16) -> Result<OwnedFd, Errno> {
 
 /// Does the work in another network namespace.
 fn inside<T: Send>(
-    network: OwnedFd,
+    network: impl AsFd + Send,
     work: impl FnOnce() -> Result<T, JailError> + Send,
 ) -> Result<T, JailError> {
     apart(move || {
