@@ -105,6 +105,8 @@ pub struct Egress {
     shared: Arc<Shared>,
     byways: Arc<Byways>,
     groups: Mutex<Groups>,
+    /// Of groups' CAs. They never change.
+    certificates: Mutex<HashMap<GroupKey, String>>,
     supervisors: TaskTracker,
 }
 
@@ -194,13 +196,25 @@ impl Egress {
             shared: Arc::new(shared),
             byways,
             groups: Mutex::default(),
+            certificates: Mutex::default(),
             supervisors: TaskTracker::new(),
         }))
     }
 
     /// The certificate of a group's CA, for its guests to trust.
     pub async fn ca_pem(&self, group: &GroupKey) -> Result<String, EgressError> {
-        Ok(self.shared.authority(group).await?.pem().to_owned())
+        if let Some(known) = self.certificates().get(group) {
+            return Ok(known.clone());
+        }
+        // Some milliseconds of arithmetic, which nobody who is woken should wait for again.
+        let pem = self.shared.authority(group).await?.pem().to_owned();
+        self.certificates().insert(group.clone(), pem.clone());
+        Ok(pem)
+    }
+
+    fn certificates(&self) -> MutexGuard<'_, HashMap<GroupKey, String>> {
+        // A thread that panicked left a map that is whole.
+        self.certificates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has a sandbox's flows carried on, by these rules. Answers when they hold. After a failure it

@@ -188,7 +188,7 @@ fn a_policy_opens_the_way_and_closes_it_and_what_it_let_pass_is_on_record() {
 }
 
 #[test]
-fn a_policy_that_the_egress_process_refuses_changes_nothing_in_the_kernel_either() {
+fn a_policy_that_is_refused_changes_nothing_in_the_kernel_either() {
     let world = World::new();
     let node = Node::new(&world);
     let egress = node.agent();
@@ -197,10 +197,9 @@ fn a_policy_that_the_egress_process_refuses_changes_nothing_in_the_kernel_either
     let first = rules(1, Passing::Udp, &udp_to(ALLOWED, &[]));
     node.put(&egress, &id, Way::Sockets(sockets), first);
     assert!(sends(&world, &guest, ALLOWED));
-    let refers = r#"{"defaultAction":"Deny","cidrRules":[{"cidr":"9.9.9.66/32","protocol":"udp","action":"Allow"}],
-        "rules":[{"match":{"host":"a.test"},"action":{"type":"Transform","headers":[
-            {"operation":"Set","name":"X-A","valueRef":{"secretRef":{"secretId":"nobody-has-it"}}}]}}]}"#;
-    let refused = node.change(&egress, &id, rules(2, Passing::Udp, refers)).unwrap_err();
+    let wrong = r#"{"defaultAction":"Deny","cidrRules":[{"cidr":"9.9.9.66/32","protocol":"udp","action":"Allow"}],
+        "rules":[{"match":{"host":"*"},"action":{"type":"Nothing"}}]}"#;
+    let refused = node.change(&egress, &id, rules(2, Passing::Udp, wrong)).unwrap_err();
     assert!(matches!(refused, EgressError::Refused { .. }), "{refused}");
     assert!(sends(&world, &guest, ALLOWED) && !sends(&world, &guest, EVIL));
     node.stop(egress);
