@@ -37,7 +37,6 @@ fn clone_of(snapshot: &SnapshotId) -> NewSandbox {
         labels,
         lifecycle_json: None,
         egress_json: None,
-        skip_egress_proxy: false,
     })
 }
 

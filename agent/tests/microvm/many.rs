@@ -82,7 +82,6 @@ async fn cloned(node: &Node, snapshot: &SnapshotId, crowd: u32) -> SandboxId {
         labels: BTreeMap::new(),
         lifecycle_json: None,
         egress_json: None,
-        skip_egress_proxy: false,
     });
     let record = node.registry.create(group(), clone, None).await.unwrap();
     let record = node.settled_among(&record.id, crowd, |state| state != State::Creating).await;

@@ -58,7 +58,6 @@ async fn a_sandbox_of_which_the_disk_is_kept_boots_anew_from_it_and_so_does_what
         labels: Default::default(),
         lifecycle_json: None,
         egress_json: None,
-        skip_egress_proxy: false,
     };
     let clone = NewSandbox::OfSnapshot(clone);
     let clone = node.registry.create(group(), clone, None).await.unwrap().id;
