@@ -74,7 +74,8 @@ fn count(pid: u32) -> Counted {
 }
 
 /// What is resident of all mappings but those of guest memory: a file in memory, or, of a guest that
-/// began as a clone, the memory file that it is a private view of.
+/// began as a clone, the memory file that it is a private view of. Of files a VMM has its program
+/// besides these.
 fn own_kib(pid: u32) -> u64 {
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
     let (mut of_guest, mut sum) = (false, 0);
@@ -84,7 +85,8 @@ fn own_kib(pid: u32) -> u64 {
             Some("Rss:") if !of_guest => sum += words.next().unwrap().parse::<u64>().unwrap(),
             // Its range begins the lines of a mapping, and ends with its name, if it has one.
             Some(range) if !range.ends_with(':') => {
-                of_guest = line.contains("/memory-") || line.contains("/memfd:");
+                let name = words.nth(4).unwrap_or_default();
+                of_guest = name.starts_with('/') && !name.ends_with("/holdfast-vmm");
             }
             _ => {}
         }

@@ -1,6 +1,5 @@
 //! Many clones of one snapshot, made at once. A handful as a sample; `HOLDFAST_CLONES` says how many
 //! else (`scripts/soak clones`).
-#![expect(clippy::print_stdout, reason = "the soak test shows its figures")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

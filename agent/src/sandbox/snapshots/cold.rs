@@ -18,6 +18,9 @@ use crate::{
 /// What a guest touched first, as numbers of 8 bytes: a hint, believed by nobody.
 pub(super) const FIRST_FILE: &str = "first";
 
+/// How many of those were packed side by side when the snapshot was written, in digits.
+const PACKED_FILE: &str = "packed";
+
 /// The memory of a snapshot, in pieces.
 pub(in crate::sandbox) struct Cold {
     pub(in crate::sandbox) id: SnapshotId,
@@ -121,6 +124,19 @@ impl Snapshots {
         let bytes = fs::read(self.folder(id).join(FIRST_FILE)).unwrap_or_default();
         let (numbers, _) = bytes.as_chunks::<8>();
         numbers.iter().take(FIRST_MAX).map(|number| u64::from_le_bytes(*number)).collect()
+    }
+
+    /// How many of these the snapshot's own layer has side by side.
+    pub(super) fn packed(&self, id: &SnapshotId) -> usize {
+        let text = fs::read_to_string(self.folder(id).join(PACKED_FILE)).unwrap_or_default();
+        text.parse().unwrap_or_default()
+    }
+
+    /// Without it they are packed once more than is needed.
+    pub(super) fn keep_packed(&self, id: &SnapshotId, count: usize) {
+        if let Err(error) = fs::write(self.folder(id).join(PACKED_FILE), count.to_string()) {
+            warn!(error:%; "how much of what a guest touches first is packed is not kept");
+        }
     }
 
     /// Without it the next resume from there waits for more pages.

@@ -43,6 +43,10 @@ use crate::{
     fault::{self, Point},
 };
 
+/// Pages that are packed again although they have not changed: what a guest touches until it
+/// answers is some megabyte.
+const REPACKED_MAX: usize = 1024;
+
 /// Name of the memory's image in a snapshot. One without it is of the disk alone.
 const MEMORY: &str = "memory";
 const DISK_FILE: &str = "disk.ext4";
@@ -131,12 +135,24 @@ pub(super) struct Copied {
     parent: Option<(SnapshotId, Pages)>,
     /// Pages that a guest that goes on from there touches first.
     first: Vec<u64>,
+    /// Those of them lie in layers below, here and there: they are packed again, side by side.
+    repack: bool,
     committed: bool,
 }
 
 impl Copied {
     pub(super) fn id(&self) -> &SnapshotId {
         &self.id
+    }
+
+    /// Pages that go into a layer of its own. `None`: all of them.
+    fn written(&self) -> Option<Pages> {
+        let (_, changed) = self.parent.as_ref()?;
+        let pages = self.memory.as_ref()?.metadata().ok()?.len() / PAGE;
+        let wanted = |page: &&u64| self.repack && **page < pages;
+        let first = self.first.iter().filter(wanted).take(REPACKED_MAX);
+        let first = first.map(|page| *page..*page + 1);
+        Some(changed.runs().iter().cloned().chain(first).collect())
     }
 
     pub(super) fn take_disk(&self, disk: &Path) -> Result<(), SaveError> {
@@ -227,11 +243,13 @@ impl Snapshots {
             memory: None,
             parent: None,
             first: first.iter().map(|at| at / PAGE).collect(),
+            repack: parent.is_some_and(|parent| self.packed(parent) < first.len()),
             committed: false,
         };
         let to = disk::new(&path)?;
         if !first.is_empty() {
             self.keep_first(&copied.id, &first);
+            self.keep_packed(&copied.id, first.len());
         }
         let below = parent.and_then(|parent| fs::File::open(self.memory_path(parent)).ok());
         let changed = memory.copy(&to, below.as_ref());
@@ -262,8 +280,9 @@ impl Snapshots {
     pub(super) fn copy_disk(&self, id: SnapshotId, disk: &Path) -> Result<Copied, SaveError> {
         let folder = self.folder(&id);
         fs::create_dir_all(&folder).map_err(failed("make", &folder))?;
-        let first = Vec::new();
-        let copied = Copied { id, folder, memory: None, parent: None, first, committed: false };
+        let (first, repack) = (Vec::new(), false);
+        let copied =
+            Copied { id, folder, memory: None, parent: None, first, repack, committed: false };
         copied.take_disk(disk)?;
         Ok(copied)
     }
@@ -295,8 +314,8 @@ impl Snapshots {
         if let Some(memory) = &copied.memory {
             let source = memory.file().try_clone().and_then(FileSource::new);
             let source = source.map_err(failed("read", &copied.folder))?;
-            let changed = copied.parent.as_ref().map(|(_, changed)| changed);
-            match saved.image(MEMORY, &source, changed, &copied.first) {
+            let changed = copied.written();
+            match saved.image(MEMORY, &source, changed.as_ref(), &copied.first) {
                 Err(SnapshotError::TooDeep { .. }) => {
                     saved = draft(None)?;
                     saved.image(MEMORY, &source, None, &copied.first)?;

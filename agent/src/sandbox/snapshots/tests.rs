@@ -46,7 +46,15 @@ pub(super) fn copied(snapshots: &Snapshots, id: SnapshotId, text: &[u8]) -> Copi
     memory.set_len(1 << 20).unwrap();
     memory.file().write_all_at(text, 8192).unwrap();
     fs::write(folder.join(DISK_FILE), DISK).unwrap();
-    Copied { id, folder, memory: Some(memory), parent: None, first: Vec::new(), committed: false }
+    Copied {
+        id,
+        folder,
+        memory: Some(memory),
+        parent: None,
+        first: Vec::new(),
+        repack: false,
+        committed: false,
+    }
 }
 
 pub(super) fn memory_of(taken: &TakenUp) -> Vec<u8> {
