@@ -57,7 +57,8 @@ pub enum Request {
     /// no byte of them passes after the answer.
     Put(Put),
     /// Answered when these hold: the next request of whatever connection has them and no others.
-    /// What its policy refers to and is not among them is withdrawn. A sandbox that is not held has
+    /// What its policy refers to and is not among them is withdrawn, and tunnels that were opened
+    /// with a secret among that are reset. A sandbox that is not held has
     /// none: that is no error.
     Values(Values),
     /// Answered when all its flows and both sockets are closed. A sandbox that is not held is gone

@@ -223,7 +223,7 @@ async fn work(group: Arc<Group>, mut jobs: mpsc::Receiver<Job>, answers: mpsc::S
                 Err(refused) => Err(refused),
             },
             Request::Values(values) => {
-                group.revalue(values);
+                group.revalue(values).await;
                 Ok(())
             }
             Request::Remove { sandbox } => {

@@ -145,10 +145,10 @@ impl Group {
     }
 
     /// Has a sandbox's policy refer to these values, and no others, from its next request on.
-    pub(crate) fn revalue(&self, mut new: Values) {
+    pub(crate) async fn revalue(&self, mut new: Values) {
         let given = guarded(std::mem::take(&mut new.secrets));
         if let Some(sandbox) = self.sandbox(&new.sandbox) {
-            sandbox.revalue(|policy| values(policy, given));
+            sandbox.revalue(|policy| values(policy, given)).await;
         }
     }
 

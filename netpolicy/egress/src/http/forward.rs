@@ -145,7 +145,7 @@ async fn pass(
         if asked.websocket {
             let claim = plan.claim(door, asked, server.address);
             let stands = sandbox.judge(&door.flow, |rules| {
-                let stands = claim.stands(&rules.policy);
+                let stands = claim.stands(rules);
                 (stands.then_some(claim), stands)
             });
             if !stands {

@@ -17,7 +17,7 @@ use holdfast_netpolicy::{
 use holdfast_wire::egress::Ended;
 use tokio::task::AbortHandle;
 
-use super::Sandbox;
+use super::{Rules, Sandbox};
 
 /// What a tunnel was allowed as. A request is judged when it comes and then no more; bytes of these
 /// pass for as long as the policy still says so.
@@ -75,15 +75,17 @@ impl Claim {
         take(&verdict)
     }
 
-    /// Whether this policy lets it go on as it is.
-    pub(crate) fn stands(&self, policy: &Policy) -> bool {
-        self.judge(policy, |verdict| match (self, &verdict.outcome) {
+    /// Whether these rules let it go on as it is. A tunnel that was opened with a secret falls with
+    /// that: its request would be denied now.
+    pub(crate) fn stands(&self, rules: &Rules) -> bool {
+        self.judge(&rules.policy, |verdict| match (self, &verdict.outcome) {
             (Self::Request(claim), Outcome::Rewrite(rewrite)) => {
-                claim.rewrite.as_ref() == Some(*rewrite)
+                claim.rewrite.as_ref() == Some(*rewrite) && rules.has_secrets(&rewrite.transform)
             }
-            (Self::Request(claim), Outcome::Allow | Outcome::Transform(_)) => {
-                claim.rewrite.is_none()
+            (Self::Request(claim), Outcome::Transform(transform)) => {
+                claim.rewrite.is_none() && rules.has_secrets(transform)
             }
+            (Self::Request(claim), Outcome::Allow) => claim.rewrite.is_none(),
             // TLS that would be opened now does not stand as it is.
             (_, outcome) => *outcome == Outcome::Allow,
         })

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holdfast_netpolicy::Policy;
+use holdfast_netpolicy::{Header, HeaderChange, Policy, Transform, ValueRef};
 use holdfast_wire::egress::{Decision, Kind, Reference, Stats, Verdict};
 use tokio::{sync::Notify, task::AbortHandle};
 use zeroize::Zeroizing;
@@ -23,7 +23,11 @@ use self::{
     flow::{Claim, Flow},
     turns::Turns,
 };
-use crate::{audit, dns::Names, group::Group};
+use crate::{
+    audit,
+    dns::Names,
+    group::{Group, reference},
+};
 
 /// A value that a rule puts into headers. It leaves nothing in memory.
 pub(crate) struct Guarded {
@@ -46,6 +50,16 @@ pub(crate) struct Rules {
 impl Rules {
     pub(crate) fn new(policy: Policy, generation: u64, secrets: Secrets) -> Self {
         Self { policy: Arc::new(policy), generation, revision: 0, secrets }
+    }
+
+    /// Whether there is each secret that is to be put into headers.
+    fn has_secrets(&self, transform: &Transform) -> bool {
+        let headers = transform.headers.iter().filter_map(HeaderChange::header);
+        let mut references = headers.filter_map(|header| match header {
+            Header::ValueRef(secret @ ValueRef::SecretRef(_)) => Some(reference(secret)),
+            _ => None,
+        });
+        references.all(|secret| self.secrets.contains_key(&secret))
     }
 }
 
@@ -72,6 +86,18 @@ struct State {
 struct Entry {
     flow: Weak<Flow>,
     claim: Option<Claim>,
+}
+
+impl State {
+    /// Has other rules hold. Gives the flows that fall with those before.
+    fn replace(&mut self, rules: Rules) -> Vec<Arc<Flow>> {
+        let revision = self.rules.revision + 1;
+        self.rules = Arc::new(Rules { revision, ..rules });
+        let falls =
+            |entry: &&Entry| entry.claim.as_ref().is_some_and(|claim| !claim.stands(&self.rules));
+        let flows = self.flows.values().filter(falls);
+        flows.filter_map(|entry| entry.flow.upgrade()).collect()
+    }
 }
 
 #[derive(Default)]
@@ -208,28 +234,21 @@ impl Sandbox {
 
     /// Puts a policy in force, and waits until everything it does not allow is over.
     pub(crate) async fn put(&self, rules: Rules) {
-        let revoked = {
-            let mut state = self.state();
-            let revision = state.rules.revision + 1;
-            state.rules = Arc::new(Rules { revision, ..rules });
-            let rules = state.rules.clone();
-            let falls = |entry: &&Entry| {
-                entry.claim.as_ref().is_some_and(|claim| !claim.stands(&rules.policy))
-            };
-            let flows = state.flows.values().filter(falls);
-            flows.filter_map(|entry| entry.flow.upgrade()).collect::<Vec<_>>()
-        };
+        let revoked = self.state().replace(rules);
         self.end(revoked).await;
     }
 
-    /// Puts other values in the place of those its policy has. Requests that are not sent yet are
-    /// judged anew.
-    pub(crate) fn revalue(&self, values: impl FnOnce(&Policy) -> Secrets) {
-        let mut state = self.state();
-        let Rules { policy, generation, revision, .. } = &*state.rules;
-        let (policy, generation, revision) = (policy.clone(), *generation, revision + 1);
-        let secrets = values(&policy);
-        state.rules = Arc::new(Rules { policy, generation, revision, secrets });
+    /// Puts other values in the place of those its policy has, and waits until everything is over
+    /// that needs one that is gone. Requests that are not sent yet are judged anew.
+    pub(crate) async fn revalue(&self, values: impl FnOnce(&Policy) -> Secrets) {
+        let revoked = {
+            let mut state = self.state();
+            let Rules { policy, generation, revision, .. } = &*state.rules;
+            let (policy, generation, revision) = (policy.clone(), *generation, *revision);
+            let secrets = values(&policy);
+            state.replace(Rules { policy, generation, revision, secrets })
+        };
+        self.end(revoked).await;
     }
 
     /// Ends everything of it.

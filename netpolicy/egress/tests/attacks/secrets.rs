@@ -4,6 +4,7 @@ use holdfast_wire::egress::{Credential, Reference, Request, Verdict};
 use http_body_util::Empty;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::rig::{
     ALLOWED, API, Answer, EVIL, REFERENCE, Rig, SANDBOX, SECRET, WILD,
@@ -155,6 +156,30 @@ fn e9_a_withdrawn_secret_is_in_no_later_stream_of_http2() {
     });
     assert_eq!(statuses, [200, 403, 200]);
     assert_eq!(authorization(&rig), [format!("Bearer {SECRET}"), "Bearer again".to_owned()]);
+}
+
+#[test]
+fn a_websocket_that_was_opened_with_a_secret_is_closed_when_that_is_gone_and_not_when_it_is_changed()
+ {
+    let rig = Rig::new(REFERENCE);
+    let roots = rig.ca.roots();
+    let ended = rig.guest(async {
+        let mut stream = tls(API, "api.test", roots).await.unwrap();
+        let request = "GET /ws HTTP/1.1\r\nHost: api.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        assert_eq!(exchange(&mut stream, request).await.unwrap().0, 101);
+        let mut answer = [0; 4];
+        rig.values(vec![secret("changed")]);
+        stream.write_all(b"ping").await.unwrap();
+        stream.read_exact(&mut answer).await.unwrap();
+        rig.values(Vec::new());
+        let _ = stream.write_all(b"late").await;
+        stream.read(&mut answer).await
+    });
+    assert!(ended.is_err() || ended.is_ok_and(|count| count == 0));
+    assert_eq!(rig.outside.seen(API, 443).bytes, b"ping");
+    let decision = rig.decision("allows it", |it| it.path == "/ws");
+    assert!(rig.end_of(decision.flow).revoked);
 }
 
 #[test]
