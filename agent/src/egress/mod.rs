@@ -39,7 +39,7 @@ use self::{
     supervisor::{Ask, Gauges, Supervisor},
 };
 pub use self::{
-    decisions::{Decided, Decisions, Report},
+    decisions::{Carried, Decided, Decisions, Report},
     error::EgressError,
     process::EGRESS_UID,
     told::sink,

@@ -23,6 +23,7 @@ fn sandbox(byte: u8) -> SandboxRecord {
             cmd: None,
             lifecycle_json: None,
             egress_json: Some(r#"{"defaultAction":"Deny"}"#.to_owned()),
+            skip_egress_proxy: false,
         },
         state: State::Running,
         failure: None,

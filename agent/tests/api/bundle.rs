@@ -77,6 +77,7 @@ fn plant(config: &mut Config) {
                 r#"{{"defaultAction":"Deny","rules":[{{"match":{{"host":"a.test"}},"action":{{"type":"Transform",
                     "headers":[{{"operation":"Set","name":"X-Key","value":"{HEADER}"}}]}}}}]}}"#
             )),
+            skip_egress_proxy: false,
         },
         state: State::Failed,
         uid: None,
