@@ -143,3 +143,28 @@ fn the_ruleset_replaces_itself() {
     let network = Network::with_ruleset(holdfast_netpolicy::HOST_RULESET);
     network.run_in(HOST, "nft", &["-f", "-"], holdfast_netpolicy::HOST_RULESET);
 }
+
+#[test]
+fn the_deny_set_of_the_rules_is_that_of_the_policies() {
+    let listed = |set: &str| {
+        let text = holdfast_netpolicy::HOST_RULESET;
+        let begin = text.find(&format!("set {set} {{")).expect("there is such a set");
+        let elements = text[begin..].split("elements = {").nth(1).unwrap();
+        let elements = elements.split('}').next().unwrap();
+        let mut ranges: Vec<String> =
+            elements.split(',').map(|range| range.trim().to_owned()).collect();
+        ranges.sort();
+        ranges
+    };
+    let denied = |v6: bool| {
+        let ranges = holdfast_netpolicy::DENY_RANGES.iter();
+        let mut ranges: Vec<String> = ranges
+            .filter(|range| range.network().is_ipv6() == v6)
+            .map(ToString::to_string)
+            .collect();
+        ranges.sort();
+        ranges
+    };
+    assert_eq!(listed("denied4"), denied(false));
+    assert_eq!(listed("denied6"), denied(true));
+}

@@ -1,8 +1,8 @@
 //! What holds for every policy and every flow. The oracles go over the JSON by hand, rule by rule.
 
 use holdfast_netpolicy::{
-    DnsType, Flow, HostName, HostPattern, List, Method, Outcome, Policy, RuleRef, Scheme, Target,
-    Verdict, decide,
+    Byway, DnsType, Flow, HostName, HostPattern, List, Method, Outcome, Passing, Policy, Protocol,
+    RuleRef, Scheme, Target, Verdict, decide,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use serde_json::{Value, json};
@@ -329,5 +329,58 @@ proptest! {
     fn no_bytes_make_it_panic(bytes in vec(any::<u8>(), 0..100), text in ".{0,40}") {
         let _ = (Policy::parse(&bytes), Target::parse(&bytes), HostPattern::parse(&text));
         let _ = (HostName::of_wire(&text), HostName::of_person(&text), Method::parse(&text));
+    }
+}
+
+/// Few addresses, so that rules and flows meet.
+fn cidr_rule() -> impl Strategy<Value = Value> {
+    let ranges = ["0.0.0.0/0", "9.0.0.0/8", "9.9.0.0/16", "9.9.9.9/32", "2a00::/16"];
+    let (protocols, actions) = (["tcp", "udp", "any"], ["Allow", "Deny"]);
+    let ports = vec(select(vec![53_u16, 99]), 0..3);
+    (select(ranges.to_vec()), select(protocols.to_vec()), ports, select(actions.to_vec()))
+        .prop_map(|(cidr, protocol, ports, action)| {
+            json!({"cidr": cidr, "protocol": protocol, "ports": ports, "action": action})
+        })
+}
+
+proptest! {
+    /// What the kernel is told is what `decide` says, and what has no way has nothing to go there.
+    #[test]
+    fn what_passes_the_proxy_by_is_judged_as_any_flow_to_an_address(
+        rules in vec(cidr_rule(), 0..6),
+        default in select(vec!["Allow", "Deny"]),
+        address in select(vec![[9, 9, 9, 9], [9, 9, 9, 8], [9, 8, 0, 1], [8, 8, 8, 8]]),
+        port in select(vec![53_u16, 99, 100]),
+        tcp: bool,
+    ) {
+        let text = json!({
+            "defaultAction": default, "trafficInspection": "None", "cidrRules": rules,
+        });
+        let policy = Policy::parse(text.to_string().as_bytes()).unwrap();
+        let judged = |protocol| {
+            let address = std::net::IpAddr::from(address);
+            decide(&policy, &Flow::Raw { protocol, address, port })
+        };
+        let udp = judged(Protocol::Udp);
+        match Byway::of(&policy, Passing::Udp) {
+            Some(byway) => {
+                let by = byway.decide(Protocol::Udp, address.into(), port);
+                prop_assert_eq!((&by.outcome, by.rule), (&udp.outcome, udp.rule));
+            }
+            None => prop_assert!(udp.is_deny()),
+        }
+        // Without a proxy the default speaks of UDP as well.
+        let (protocol, by_rule) = if tcp {
+            (Protocol::Tcp, judged(Protocol::Tcp))
+        } else {
+            (Protocol::Udp, udp)
+        };
+        let denied = match by_rule.rule {
+            RuleRef::Default => default == "Deny",
+            RuleRef::Rule { .. } => by_rule.is_deny(),
+        };
+        let by = Byway::of(&policy, Passing::All)
+            .map(|byway| byway.decide(protocol, address.into(), port));
+        prop_assert_eq!(by.is_none_or(|verdict| verdict.is_deny()), denied);
     }
 }

@@ -153,7 +153,7 @@ pub struct Sandbox {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress_policy: Option<Policy>,
     /// Whether its flows pass the proxy by where the policy lets them.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skip_egress_proxy: bool,
 }
 

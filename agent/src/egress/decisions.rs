@@ -6,7 +6,7 @@
 //! loses that much of it.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -60,6 +60,14 @@ pub struct Decided {
     pub reason: String,
     /// Of the policy that it was made under.
     pub generation: u64,
+    /// By which its end is told, by whoever made it. 0: that is not told.
+    pub flow: u64,
+}
+
+/// The end of a flow that was allowed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Carried {
+    pub flow: u64,
     pub sent_bytes: u64,
     pub received_bytes: u64,
 }
@@ -82,8 +90,9 @@ impl Decided {
             rule: clean(&self.rule, RULE_BYTES_MAX),
             reason: clean(&self.reason, WORD_BYTES_MAX * 2),
             generation: self.generation,
-            sent_bytes: self.sent_bytes,
-            received_bytes: self.received_bytes,
+            // Known when it ends.
+            sent_bytes: 0,
+            received_bytes: 0,
         }
     }
 }
@@ -121,6 +130,11 @@ struct Kept {
     written: u64,
     /// In the store, and to be removed from it.
     pushed_out: Vec<u64>,
+    /// Flows whose end is still to be told, and the numbers of their decisions. No more of them than
+    /// decisions that allowed are kept.
+    going_on: HashMap<u64, u64>,
+    /// In the store, and known better now.
+    amended: BTreeSet<u64>,
 }
 
 impl Kept {
@@ -130,6 +144,11 @@ impl Kept {
         let Some(oldest) = ring.pop_front() else { return 0 };
         if oldest.sequence <= self.written {
             self.pushed_out.push(oldest.sequence);
+        }
+        self.amended.remove(&oldest.sequence);
+        if self.going_on.len() > self.allowed.len() {
+            let first = self.allowed.front().map_or(u64::MAX, |record| record.sequence);
+            self.going_on.retain(|_, sequence| *sequence >= first);
         }
         bytes_of(&oldest)
     }
@@ -221,6 +240,10 @@ impl Decisions {
             return;
         };
         kept.last += 1;
+        if allowed && decided.flow != 0 {
+            // One of the same number was of a process that is gone.
+            kept.going_on.insert(decided.flow, kept.last);
+        }
         let record = decided.into_record(sandbox, kept.last);
         *bytes += bytes_of(&record);
         if allowed {
@@ -237,6 +260,23 @@ impl Decisions {
         if !changed.contains(sandbox) {
             changed.insert(sandbox.clone());
         }
+    }
+
+    /// A flow that was allowed has ended, with so many bytes. Of one that is not kept any more, or was
+    /// allowed under another agent, nothing is noted.
+    pub fn ended(&self, sandbox: &SandboxId, carried: Carried) {
+        let mut table = self.table();
+        let Table { by_sandbox, changed, .. } = &mut *table;
+        let Some(kept) = by_sandbox.get_mut(sandbox) else { return };
+        let Some(sequence) = kept.going_on.remove(&carried.flow) else { return };
+        let found = kept.allowed.binary_search_by_key(&sequence, |record| record.sequence);
+        let Some(record) = found.ok().and_then(|index| kept.allowed.get_mut(index)) else { return };
+        record.sent_bytes = carried.sent_bytes;
+        record.received_bytes = carried.received_bytes;
+        if sequence <= kept.written {
+            kept.amended.insert(sequence);
+        }
+        changed.insert(sandbox.clone());
     }
 
     /// So many decisions were made of which nothing more is known.
@@ -296,10 +336,15 @@ impl Decisions {
             for sandbox in changed.drain() {
                 let Some(kept) = by_sandbox.get_mut(&sandbox) else { continue };
                 let records = kept.allowed.iter().chain(&kept.denied);
-                new.extend(records.filter(|record| record.sequence > kept.written).cloned());
+                let amended = std::mem::take(&mut kept.amended);
+                let to_write = |record: &&DecisionRecord| {
+                    record.sequence > kept.written || amended.contains(&record.sequence)
+                };
+                new.extend(records.filter(to_write).cloned());
                 let pushed_out = kept.pushed_out.drain(..);
                 old.extend(pushed_out.map(|sequence| (sandbox.clone(), sequence)));
-                before.push((sandbox, std::mem::replace(&mut kept.written, kept.last)));
+                let written = std::mem::replace(&mut kept.written, kept.last);
+                before.push((sandbox, written, amended));
             }
         }
         if new.is_empty() && old.is_empty() {
@@ -313,11 +358,12 @@ impl Decisions {
     }
 
     /// Takes back that something was written.
-    fn unwritten(&self, before: Vec<(SandboxId, u64)>, old: Vec<(SandboxId, u64)>) {
+    fn unwritten(&self, before: Vec<(SandboxId, u64, BTreeSet<u64>)>, old: Vec<(SandboxId, u64)>) {
         let mut table = self.table();
-        for (sandbox, written) in before {
+        for (sandbox, written, amended) in before {
             if let Some(kept) = table.by_sandbox.get_mut(&sandbox) {
                 kept.written = written;
+                kept.amended.extend(amended);
                 table.changed.insert(sandbox);
             }
         }
@@ -335,170 +381,4 @@ impl Decisions {
 }
 
 #[cfg(test)]
-mod tests {
-    use holdfast_model::{
-        Digest, GroupKey, SandboxSpec, State, id::ID_BYTES, sandbox::ImageSource,
-    };
-    use holdfast_store::SandboxRecord;
-
-    use super::*;
-
-    fn id(byte: u8) -> SandboxId {
-        SandboxId::from_random([byte; ID_BYTES])
-    }
-
-    fn sandbox(byte: u8) -> SandboxRecord {
-        SandboxRecord {
-            state: State::Running,
-            ..SandboxRecord::accepted(
-                id(byte),
-                GroupKey::local_default(),
-                SandboxSpec::of_image(ImageSource::Public("debian".to_owned())),
-                Digest::from_sha256([0; 32]),
-                0,
-            )
-        }
-    }
-
-    struct Fixture {
-        store: Arc<Store>,
-        _folder: tempfile::TempDir,
-    }
-
-    impl Fixture {
-        fn new() -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            let store = Arc::new(Store::open(&folder.path().join("store.redb")).unwrap());
-            store.put_sandbox(&sandbox(1)).unwrap();
-            store.put_sandbox(&sandbox(2)).unwrap();
-            Self { store, _folder: folder }
-        }
-
-        fn decisions(&self) -> Arc<Decisions> {
-            self.with_room(BYTES_MAX)
-        }
-
-        fn with_room(&self, bytes_max: usize) -> Arc<Decisions> {
-            let metrics = Arc::new(Metrics::new().unwrap());
-            Decisions::with_room(Arc::clone(&self.store), metrics, bytes_max).unwrap()
-        }
-    }
-
-    fn decided(allowed: bool, host: &str) -> Decided {
-        Decided { allowed, host: host.to_owned(), ..Decided::default() }
-    }
-
-    fn hosts(records: &[DecisionRecord]) -> Vec<&str> {
-        records.iter().map(|record| record.host.as_str()).collect()
-    }
-
-    #[test]
-    fn f10_a_flood_of_denials_is_counted_and_pushes_out_nothing_that_was_allowed() {
-        let decisions = Fixture::new();
-        let decisions = decisions.decisions();
-        decisions.record(&id(1), decided(true, "first"));
-        for number in 0..10_000 {
-            decisions.record(&id(1), decided(false, &number.to_string()));
-        }
-        let report = decisions.report(&id(1), 0);
-        assert_eq!(hosts(&report.allowed), ["first"]);
-        assert_eq!(report.denied.len(), KEPT_MAX);
-        assert_eq!(report.denied.last().unwrap().host, "9999");
-        assert_eq!((report.last_sequence, report.dropped), (10_001, 10_000 - 512));
-        assert_eq!(decisions.report(&id(2), 0), Report::default());
-    }
-
-    #[test]
-    fn f10_nothing_that_a_guest_sends_reaches_a_terminal_or_fills_the_log() {
-        let fixture = Fixture::new();
-        let decisions = fixture.decisions();
-        let hostile = Decided {
-            host: "a\r\nb\u{1b}[31m\"\u{202e}c\0".to_owned(),
-            method: "M".repeat(10_000),
-            path: format!("/\u{9b}x{}?token=hunter2", "é".repeat(1000)),
-            reason: "\u{7f}".to_owned(),
-            ..Decided::default()
-        };
-        decisions.record(&id(1), hostile);
-        let without_path = Decided { path: "/p?token=hunter2#x".to_owned(), ..Decided::default() };
-        decisions.record(&id(1), without_path);
-        let report = decisions.report(&id(1), 0);
-        let [kept, other] = &report.denied[..] else { panic!() };
-        assert_eq!(kept.host, "a\u{fffd}\u{fffd}b\u{fffd}[31m\"\u{fffd}c\u{fffd}");
-        assert_eq!((kept.method.len(), &*kept.reason), (32, "\u{fffd}"));
-        assert!(kept.path.starts_with("/\u{fffd}xéé") && kept.path.len() <= PATH_BYTES_MAX);
-        assert_eq!(other.path, "/p");
-        assert!(!format!("{report:?}").contains("hunter2"));
-    }
-
-    #[test]
-    fn what_was_written_is_there_after_a_restart_and_what_was_pushed_out_is_not() {
-        let fixture = Fixture::new();
-        let decisions = fixture.decisions();
-        for number in 0..600 {
-            decisions.record(&id(1), decided(number % 2 == 0, &number.to_string()));
-        }
-        decisions.write().unwrap();
-        for number in 600..1800 {
-            decisions.record(&id(1), decided(number % 2 == 0, &number.to_string()));
-        }
-        decisions.write().unwrap();
-        decisions.record(&id(1), decided(true, "unwritten"));
-        let before = decisions.report(&id(1), 0);
-        let again = fixture.decisions();
-        let after = again.report(&id(1), 0);
-        let (_, written) = before.allowed.split_last().unwrap();
-        // The one that was not written had pushed another out.
-        assert_eq!(after.allowed[1..], *written);
-        assert_eq!(after.denied, before.denied);
-        assert_eq!(after.last_sequence, 1800);
-        assert_eq!(fixture.store.decisions(&id(1)).unwrap().len(), 2 * KEPT_MAX);
-        again.record(&id(1), decided(true, "next"));
-        assert_eq!(again.report(&id(1), 1800).allowed[0].sequence, 1801);
-    }
-
-    #[test]
-    fn a_sandbox_that_is_gone_leaves_nothing_and_nothing_is_kept_for_one_that_never_was() {
-        let fixture = Fixture::new();
-        let decisions = fixture.decisions();
-        decisions.record(&id(1), decided(true, "a"));
-        decisions.record(&id(3), decided(true, "a"));
-        decisions.write().unwrap();
-        decisions.record(&id(1), decided(true, "b"));
-        // Its record goes first, as in a deletion that the agent does not survive.
-        fixture.store.remove_sandbox(&id(1)).unwrap();
-        decisions.write().unwrap();
-        assert_eq!(fixture.store.all_decisions().unwrap(), []);
-        decisions.forget(&id(1));
-        decisions.record(&id(1), decided(true, "late"));
-        assert_eq!(decisions.report(&id(1), 0), Report::default());
-        assert_eq!(decisions.table().bytes, 0);
-    }
-
-    #[test]
-    fn over_the_budget_of_the_node_a_sandbox_pushes_out_its_own() {
-        let fixture = Fixture::new();
-        let one = bytes_of(&decided(true, "0").into_record(&id(1), 0));
-        let decisions = fixture.with_room(100 * one);
-        decisions.record(&id(2), decided(true, "0"));
-        for _ in 0..500 {
-            decisions.record(&id(1), decided(true, "0"));
-        }
-        assert_eq!(decisions.report(&id(1), 0).allowed.len(), 99);
-        assert_eq!(decisions.report(&id(2), 0).allowed.len(), 1);
-        for _ in 0..500 {
-            decisions.record(&id(2), decided(true, "0"));
-        }
-        assert_eq!(decisions.report(&id(2), 0).allowed.len(), KEPT_MIN);
-    }
-
-    #[test]
-    fn what_was_only_counted_is_counted() {
-        let fixture = Fixture::new();
-        let decisions = fixture.decisions();
-        decisions.record(&id(1), decided(false, "a"));
-        decisions.missed(&id(1), 41);
-        let report = decisions.report(&id(1), 0);
-        assert_eq!((report.last_sequence, report.dropped), (42, 41));
-    }
-}
+mod tests;

@@ -42,7 +42,7 @@ use self::{
     supervisor::{Gauges, Supervisor},
 };
 pub use self::{
-    decisions::{Decided, Decisions, Report},
+    decisions::{Carried, Decided, Decisions, Report},
     error::EgressError,
     process::EGRESS_UID,
     told::sink,

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use holdfast_model::SandboxId;
-use holdfast_wire::egress::{Decision, Verdict};
+use holdfast_wire::egress::{Decision, Ended, Verdict};
 
-use super::{Decided, Decisions, Sink};
+use super::{Carried, Decided, Decisions, Sink};
 
 /// Keeps what is told.
 pub fn sink(decisions: Arc<Decisions>) -> Sink {
@@ -14,6 +14,11 @@ pub fn sink(decisions: Arc<Decisions>) -> Sink {
             // The process says of which sandbox; of no other group's, for it knows none.
             if let Ok(sandbox) = decision.sandbox.parse::<SandboxId>() {
                 decisions.record(&sandbox, decided(decision));
+            }
+        }
+        for Ended { sandbox, flow, sent_bytes, received_bytes, .. } in batch.ended {
+            if let Ok(sandbox) = sandbox.parse::<SandboxId>() {
+                decisions.ended(&sandbox, Carried { flow, sent_bytes, received_bytes });
             }
         }
     })
@@ -33,7 +38,6 @@ fn decided(decision: Decision) -> Decided {
         rule: decision.rule.unwrap_or_default(),
         reason: decision.reason,
         generation: decision.generation,
-        sent_bytes: 0,
-        received_bytes: 0,
+        flow: decision.flow,
     }
 }
