@@ -232,8 +232,9 @@ fn tests_of(name: &str, folders: &BTreeMap<String, PathBuf>) -> BTreeSet<String>
 }
 
 #[test]
-fn every_test_that_the_threat_model_names_exists() {
-    let text = fs_err::read_to_string(top().join("docs/threat-model.md")).expect("it is there");
+fn every_test_that_the_threat_model_or_the_list_of_attacks_names_exists() {
+    let read = |name| fs_err::read_to_string(top().join(name)).expect("it is there");
+    let text = ["docs/threat-model.md", "docs/egress-attacks.md"].map(read).concat();
     let folders = crate_folders();
     let named: Vec<(&str, &str)> = code_spans(&text)
         .into_iter()
@@ -245,7 +246,7 @@ fn every_test_that_the_threat_model_names_exists() {
         named.iter().map(|(name, _)| (*name, tests_of(name, &folders))).collect();
     let missing: Vec<_> =
         named.iter().filter(|(name, test)| !tests[name].contains(*test)).collect();
-    assert!(missing.is_empty(), "named in docs/threat-model.md and not in the tree: {missing:#?}");
+    assert!(missing.is_empty(), "named in docs/threat-model.md or docs/egress-attacks.md and not in the tree: {missing:#?}");
 }
 
 #[test]

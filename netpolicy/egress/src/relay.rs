@@ -26,8 +26,9 @@ const SPLICE_FROM_BYTES: u64 = 256 * 1024;
 const COPY_BYTES: usize = 64 * 1024;
 /// Bytes copied at a time while the sandbox has used up its buffers.
 const COPY_BYTES_MIN: usize = 1024;
-/// Bytes asked of the kernel in one splice: what a pipe holds.
-const SPLICE_BYTES: usize = 64 * 1024;
+/// Bytes asked of the kernel in one splice. A pipe has 16 places, each of which holds up to 32 KiB of
+/// what came in one piece.
+const SPLICE_BYTES: usize = 128 * 1024;
 /// Pipes of the process. The kernel gives a user who is not root some 1024 of full size.
 const PIPES_MAX: usize = 768;
 
@@ -166,9 +167,17 @@ impl Way<'_> {
     }
 
     async fn splice(&self, pipe: Pipe) -> io::Result<()> {
+        // The last segment of what was sent is not full and waits for more.
+        let mut waits = false;
         loop {
             let filled = splice_some(&self.from.stream, Interest::READABLE, || {
-                splice(&self.from.stream, &pipe.write, SPLICE_BYTES)
+                let filled = splice(&self.from.stream, &pipe.write, SPLICE_BYTES, false);
+                if waits && !matches!(filled, Ok(1..)) {
+                    // Nothing more comes for now. Set once more it sends what waits.
+                    self.to.stream.set_nodelay(true)?;
+                    waits = false;
+                }
+                filled
             });
             let mut left = filled.await?;
             if left == 0 {
@@ -176,9 +185,11 @@ impl Way<'_> {
             }
             self.from.check()?;
             self.count.fetch_add(u64::try_from(left).unwrap_or(0), Relaxed);
+            // There is more, most likely: a segment that is not full costs as much as a full one.
+            waits = left >= SPLICE_BYTES;
             while left > 0 {
                 let drained = splice_some(&self.to.stream, Interest::WRITABLE, || {
-                    splice(&pipe.read, &self.to.stream, left)
+                    splice(&pipe.read, &self.to.stream, left, waits)
                 });
                 left -= drained.await?;
                 self.to.check()?;
@@ -201,8 +212,9 @@ async fn splice_some(
     stream.async_io(interest, splice).await
 }
 
-fn splice(from: &impl AsFd, to: &impl AsFd, bytes: usize) -> io::Result<usize> {
-    let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+fn splice(from: &impl AsFd, to: &impl AsFd, bytes: usize, more: bool) -> io::Result<usize> {
+    let mut flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+    flags.set(SpliceFlags::MORE, more);
     Ok(rustix::pipe::splice(from, None, to, None, bytes, flags)?)
 }
 

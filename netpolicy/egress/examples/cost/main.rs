@@ -83,7 +83,9 @@ impl Round<'_> {
     }
 
     fn note(&mut self, what: impl Into<String>, value: f64) {
-        self.figures.entry((self.kind.name(), what.into())).or_default().push(value);
+        let what = what.into();
+        eprintln!("   {what}: {value:.3}");
+        self.figures.entry((self.kind.name(), what)).or_default().push(value);
     }
 
     fn measure(&mut self, middle: &Middle<'_>) {

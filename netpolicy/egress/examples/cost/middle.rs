@@ -113,17 +113,7 @@ impl<'a> Middle<'a> {
 
     /// CPU time of it so far in milliseconds, of all threads and children.
     pub(crate) fn cpu_ms(&self) -> f64 {
-        let mut nanoseconds = 0.0;
-        for process in self.process.map(family).unwrap_or_default() {
-            let Ok(tasks) = fs_err::read_dir(format!("/proc/{process}/task")) else { continue };
-            for task in tasks.flatten() {
-                let text = fs_err::read_to_string(task.path().join("schedstat"));
-                let text = text.unwrap_or_default();
-                let first = text.split_whitespace().next().and_then(|it| it.parse::<f64>().ok());
-                nanoseconds += first.unwrap_or(0.0);
-            }
-        }
-        nanoseconds / 1e6
+        self.process.map(cpu_ms_of).unwrap_or_default()
     }
 
     /// Memory that is its own, in KiB.
@@ -136,6 +126,20 @@ impl<'a> Middle<'a> {
         };
         self.process.map(family).unwrap_or_default().into_iter().map(of).sum()
     }
+}
+
+/// CPU time of a process so far in milliseconds, of all threads and children.
+fn cpu_ms_of(process: u32) -> f64 {
+    let mut nanoseconds = 0.0;
+    for process in family(process) {
+        let Ok(tasks) = fs_err::read_dir(format!("/proc/{process}/task")) else { continue };
+        for task in tasks.flatten() {
+            let text = fs_err::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+            let first = text.split_whitespace().next().and_then(|it| it.parse::<f64>().ok());
+            nanoseconds += first.unwrap_or(0.0);
+        }
+    }
+    nanoseconds / 1e6
 }
 
 /// A process and its children: nginx and haproxy have workers, squid has helpers.

@@ -15,9 +15,12 @@ use std::{
 use rustix::{process::setpriority_process, thread::gettid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::rig::{
-    Answer, Rig,
-    client::{GATEWAY, client_hello, query},
+use crate::{
+    rig::{
+        Answer, Rig,
+        client::{GATEWAY, client_hello, query},
+    },
+    sys::cpu_time_of,
 };
 
 const NEIGHBOUR: &str = "bbbbbbbbbbbbbbbbbbbb";
@@ -43,12 +46,40 @@ const BUFFERS: &str = "4096 65536 262144";
 
 static PIECE: [u8; 64 * 1024] = [0; 64 * 1024];
 
-/// What a neighbour waited for, in milliseconds, one after the other.
+/// What a neighbour waited for, one after the other.
 #[derive(Default)]
 pub(crate) struct Waits {
-    pub(crate) requests: Vec<f64>,
-    pub(crate) connections: Vec<f64>,
-    pub(crate) names: Vec<f64>,
+    pub(crate) requests: Vec<Wait>,
+    pub(crate) connections: Vec<Wait>,
+    pub(crate) names: Vec<Wait>,
+}
+
+/// How long it waited, in milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wait {
+    pub(crate) time: f64,
+    /// What the process used meanwhile: all of the wait that is its own doing. The rest is whoever
+    /// else wants this machine.
+    pub(crate) cpu: f64,
+}
+
+/// Something that the neighbour waits for.
+struct Waiting {
+    process: u32,
+    start: Instant,
+    used: Duration,
+}
+
+impl Waiting {
+    fn begin(process: u32) -> Self {
+        Self { process, start: Instant::now(), used: cpu_time_of(process) }
+    }
+
+    fn end(self) -> Wait {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let used = cpu_time_of(self.process).saturating_sub(self.used);
+        Wait { time: ms(self.start.elapsed()), cpu: ms(used) }
+    }
 }
 
 /// What the other sandbox does meanwhile.
@@ -77,13 +108,7 @@ impl Fair {
         }
         rig.sysctl_of_both("net.ipv4.ip_local_port_range='2048 65000'");
         rig.outside.custom(SINK, 443, |stream| async move {
-            let (mut read, mut write) = stream.into_split();
-            let swallow = async {
-                let mut buffer = vec![0; 16 * 1024];
-                while read.read(&mut buffer).await? > 0 {}
-                Ok::<_, io::Error>(())
-            };
-            let _ = tokio::try_join!(swallow, pour(&mut write));
+            let _ = sink(stream).await;
         });
         Self { rig: Arc::new(rig) }
     }
@@ -91,8 +116,11 @@ impl Fair {
     /// What the neighbour waits for during `time`, beside this crowd.
     pub(crate) fn measure(&self, crowd: Crowd, time: Duration) -> Waits {
         let (stop, ready) = (AtomicBool::new(false), AtomicU32::new(0));
+        let (serving, served) = std::sync::mpsc::channel();
         thread::scope(|scope| {
-            scope.spawn(|| self.serve_neighbour(&stop));
+            let stop_serving = &stop;
+            scope.spawn(move || self.serve_neighbour(&serving, stop_serving));
+            served.recv().expect("the neighbour's server begins");
             let wanted = match crowd {
                 Crowd::Nobody => 0,
                 Crowd::Busy => BUSY_CONNECTIONS,
@@ -102,10 +130,6 @@ impl Fair {
                 let (ready, stop) = (&ready, &stop);
                 scope.spawn(move || self.crowd(wanted, ready, stop));
             }
-            if let Crowd::Hostile(_) = crowd {
-                scope.spawn(|| self.more(&stop));
-                scope.spawn(|| self.questions(&stop));
-            }
             let start = Instant::now();
             while ready.load(Relaxed) < wanted {
                 assert!(
@@ -114,17 +138,23 @@ impl Fair {
                 );
                 thread::sleep(Duration::from_millis(20));
             }
-            let waits = self.rig.in_guest_of(1, || probe(time));
+            if let Crowd::Hostile(_) = crowd {
+                scope.spawn(|| self.more(&stop));
+                scope.spawn(|| self.questions(&stop));
+            }
+            let process = self.rig.program_id();
+            let waits = self.rig.in_guest_of(1, || probe(process, time));
             stop.store(true, Relaxed);
             waits.unwrap_or_else(|error| panic!("the neighbour of {crowd:?} failed: {error}"))
         })
     }
 
-    fn serve_neighbour(&self, stop: &AtomicBool) {
+    fn serve_neighbour(&self, serving: &std::sync::mpsc::Sender<()>, stop: &AtomicBool) {
         self.rig.in_outside(|| {
             ahead();
             let listener = std::net::TcpListener::bind((QUIET, 443)).expect("it listens");
             listener.set_nonblocking(true).expect("it does not block");
+            serving.send(()).expect("somebody waits for it");
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).expect("it listens");
@@ -146,19 +176,25 @@ impl Fair {
     /// Opens connections and has all of them send and receive as fast as they can.
     fn crowd(&self, count: u32, ready: &AtomicU32, stop: &AtomicBool) {
         self.rig.in_guest(|| {
+            behind();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.expect("a runtime");
             runtime.block_on(async {
                 let opening = Arc::new(tokio::sync::Semaphore::new(OPENING));
                 let opened = Arc::new(AtomicU32::new(0));
+                let (go, gone) = tokio::sync::watch::channel(false);
                 let mut all = tokio::task::JoinSet::new();
                 for _ in 0..count {
-                    let (opening, opened) = (opening.clone(), opened.clone());
-                    all.spawn(async move { flood(&opening, &opened).await });
+                    let (opening, opened, gone) = (opening.clone(), opened.clone(), gone.clone());
+                    all.spawn(async move { flood(&opening, &opened, gone).await });
                 }
                 while !stop.load(Relaxed) {
                     tokio::time::sleep(Duration::from_millis(20)).await;
-                    ready.store(opened.load(Relaxed), Relaxed);
+                    if opened.load(Relaxed) == count && !go.send_replace(true) {
+                        // All at full rate from here on, and a moment to get there.
+                        tokio::time::sleep(Duration::from_millis(500)).await;
+                        ready.store(count, Relaxed);
+                    }
                 }
             });
         });
@@ -167,6 +203,7 @@ impl Fair {
     /// Asks for connections that it may not have any more.
     fn more(&self, stop: &AtomicBool) {
         self.rig.in_guest(|| {
+            behind();
             let hello = client_hello(SINK_NAME);
             while !stop.load(Relaxed) {
                 let address = SocketAddr::from((SINK, 443));
@@ -181,6 +218,7 @@ impl Fair {
     /// Asks for names, all the time.
     fn questions(&self, stop: &AtomicBool) {
         self.rig.in_guest(|| {
+            behind();
             let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
             let mut number = 0;
             while !stop.load(Relaxed) {
@@ -197,27 +235,36 @@ impl Fair {
 
 /// This thread is not what is looked at, and is not to wait for the crowd's.
 fn ahead() {
-    let outcome = setpriority_process(Some(gettid()), -20);
+    nice(-20);
+}
+
+/// This one neither, and is not to keep the process waiting that is looked at: on a node each guest
+/// has its share of the CPU, and the process has its own.
+fn behind() {
+    nice(19);
+}
+
+fn nice(niceness: i32) {
+    let outcome = setpriority_process(Some(gettid()), niceness);
     assert!(outcome.is_ok(), "{outcome:?}");
 }
 
-async fn flood(opening: &tokio::sync::Semaphore, opened: &AtomicU32) -> io::Result<()> {
-    let stream = {
-        let _place = opening.acquire().await.map_err(io::Error::other)?;
-        loop {
-            let tried = open_sink().await;
-            match tried {
-                Ok(stream) => break stream,
-                // The other crowd of connections had taken its place.
-                Err(_) => tokio::time::sleep(PAUSE).await,
-            }
-        }
-    };
-    opened.fetch_add(1, Relaxed);
+/// Answers once, and when it hears more sends and receives as fast as it can.
+async fn sink(mut stream: tokio::net::TcpStream) -> io::Result<()> {
+    stream.read(&mut [0; 2048]).await?;
+    stream.write_all(b"!").await?;
+    stream.read_u8().await?;
+    pump(stream).await
+}
+
+async fn pump(stream: tokio::net::TcpStream) -> io::Result<()> {
     let (mut read, mut write) = stream.into_split();
     let swallow = async {
         let mut buffer = vec![0; 16 * 1024];
-        while read.read(&mut buffer).await? > 0 {}
+        while read.read(&mut buffer).await? > 0 {
+            // A runtime lets one task go on for long, and all of them are to be busy.
+            tokio::task::yield_now().await;
+        }
         Ok::<_, io::Error>(())
     };
     tokio::try_join!(swallow, pour(&mut write)).map(|_| ())
@@ -227,7 +274,29 @@ async fn flood(opening: &tokio::sync::Semaphore, opened: &AtomicU32) -> io::Resu
 async fn pour(write: &mut tokio::net::tcp::OwnedWriteHalf) -> io::Result<()> {
     loop {
         write.write_all(&PIECE).await?;
+        tokio::task::yield_now().await;
     }
+}
+
+/// One connection, which does as much as it can once all are there.
+async fn flood(
+    opening: &tokio::sync::Semaphore,
+    opened: &AtomicU32,
+    mut go: tokio::sync::watch::Receiver<bool>,
+) -> io::Result<()> {
+    let mut stream = {
+        let _place = opening.acquire().await.map_err(io::Error::other)?;
+        loop {
+            match open_sink().await {
+                Ok(stream) => break stream,
+                Err(_) => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    };
+    opened.fetch_add(1, Relaxed);
+    go.wait_for(|go| *go).await.map_err(io::Error::other)?;
+    stream.write_all(b"?").await?;
+    pump(stream).await
 }
 
 async fn open_sink() -> io::Result<tokio::net::TcpStream> {
@@ -246,7 +315,7 @@ fn open_quiet(hello: &[u8]) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn probe(time: Duration) -> io::Result<Waits> {
+fn probe(process: u32, time: Duration) -> io::Result<Waits> {
     ahead();
     let (hello, question) = (client_hello(QUIET_NAME), query(QUIET_NAME, 1, 1));
     let socket = UdpSocket::bind("0.0.0.0:0")?;
@@ -254,21 +323,20 @@ fn probe(time: Duration) -> io::Result<Waits> {
     socket.connect((GATEWAY, 53))?;
     let mut kept = open_quiet(&hello)?;
     let (mut waits, start) = (Waits::default(), Instant::now());
-    let ms = |since: Instant| since.elapsed().as_secs_f64() * 1e3;
     while start.elapsed() < time {
-        let began = Instant::now();
+        let waiting = Waiting::begin(process);
         kept.write_all(b"?")?;
         kept.read_exact(&mut [0])?;
-        waits.requests.push(ms(began));
+        waits.requests.push(waiting.end());
         thread::sleep(PAUSE);
-        let began = Instant::now();
+        let waiting = Waiting::begin(process);
         drop(open_quiet(&hello)?);
-        waits.connections.push(ms(began));
+        waits.connections.push(waiting.end());
         thread::sleep(PAUSE);
-        let began = Instant::now();
+        let waiting = Waiting::begin(process);
         socket.send(&question)?;
         socket.recv(&mut [0; 512])?;
-        waits.names.push(ms(began));
+        waits.names.push(waiting.end());
         thread::sleep(PAUSE);
     }
     Ok(waits)

@@ -100,9 +100,11 @@ pub(crate) async fn serve_tls(
         }
     }
     let acceptor = TlsAcceptor::from(minter.server.clone());
-    let accepted = timeout(HANDSHAKE_TIME_MAX, acceptor.accept(Prefixed::new(first, socket))).await;
+    // On the heap what is over before the connection is: every idle one keeps the rest of this.
+    let accepting = acceptor.accept(Prefixed::new(first, socket));
+    let accepted = Box::pin(timeout(HANDSHAKE_TIME_MAX, accepting)).await;
     let stream = match accepted.unwrap_or(Err(io::ErrorKind::TimedOut.into())) {
-        Ok(stream) => stream,
+        Ok(stream) => Box::new(stream),
         Err(error) => {
             // Most often a client that pins certificates, or was not given the group's CA.
             let reason = match alert_of(&error) {
@@ -140,11 +142,12 @@ where
     let flow = door.flow.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let door = door.clone();
-        async move {
+        // On the heap while there is a request: a connection has place for what it is given here.
+        Box::pin(async move {
             Ok::<hyper::Response<Body>, std::convert::Infallible>(
                 forward::answer(door, request).await,
             )
-        }
+        })
     });
     let served = async {
         if h2 {

@@ -2,22 +2,27 @@
 //! else's.
 
 use std::{
+    future::poll_fn,
     io,
     net::IpAddr,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
 use holdfast_netpolicy::Scheme;
 use hyper::{
-    Request, Response,
+    Request, Response, Version,
     body::Incoming,
     client::conn::{http1, http2},
+    header::CONNECTION,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::{AlertDescription, pki_types::ServerName};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::oneshot,
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
@@ -87,13 +92,40 @@ impl End {
     }
 }
 
+/// Bytes to and from a server, whatever they are wrapped in. On the heap, where it is once: what
+/// holds it is moved from future to future.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
 enum Sender {
-    H1(http1::SendRequest<Body>),
+    H1 {
+        sender: http1::SendRequest<Body>,
+        /// The stream, once nobody sends any more and the last answer was whole. `None`: it ends as
+        /// what it is asked to become.
+        rest: Option<oneshot::Receiver<Box<dyn Stream>>>,
+    },
     H2(http2::SendRequest<Body>),
 }
 
+/// A connection that waits for the next request. One of HTTP/1.1 without what serves it: that has
+/// buffers, and most of those that wait do so for long.
+enum Waiting {
+    H1 { end: End, address: IpAddr, rest: oneshot::Receiver<Box<dyn Stream>> },
+    H2(Server),
+}
+
+impl Waiting {
+    fn end(&self) -> &End {
+        match self {
+            Self::H1 { end, .. } => end,
+            Self::H2(server) => &server.end,
+        }
+    }
+}
+
 #[derive(Default)]
-pub(super) struct Servers(Arc<Mutex<Vec<Server>>>);
+pub(super) struct Servers(Arc<Mutex<Vec<Waiting>>>);
 
 /// One connection to a server.
 pub(super) struct Server {
@@ -102,26 +134,36 @@ pub(super) struct Server {
     pub(super) address: IpAddr,
     /// It has answered a request before: it may have been closed since.
     pub(super) used: bool,
+    /// The server has not said that it will close it.
+    stays: bool,
 }
 
 /// A connection that is to come back when the answer is through.
 pub(super) struct Lent {
     server: Server,
-    home: Arc<Mutex<Vec<Server>>>,
+    home: Arc<Mutex<Vec<Waiting>>>,
 }
 
 impl Lent {
     pub(super) fn give_back(self) {
+        let Server { end, sender, address, stays, .. } = self.server;
+        let waiting = match sender {
+            Sender::H1 { rest: Some(rest), .. } if stays => Waiting::H1 { end, address, rest },
+            Sender::H1 { .. } => return,
+            sender @ Sender::H2(_) => {
+                Waiting::H2(Server { end, sender, address, stays, used: true })
+            }
+        };
         let mut idle = self.home.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < IDLE_MAX {
-            idle.push(Server { used: true, ..self.server });
+            idle.push(waiting);
         }
     }
 }
 
 impl Servers {
     /// A connection for this plan: one that waits, or a new one. `h2`: the server may be spoken to
-    /// by HTTP/2.
+    /// by HTTP/2. `fresh`: a new one, which may become something else by an upgrade.
     pub(super) async fn get(
         &self,
         door: &Door,
@@ -130,29 +172,39 @@ impl Servers {
         fresh: bool,
     ) -> Result<Server, ServerError> {
         let end = End::of(plan);
-        while !fresh && let Some(mut server) = self.take(&end) {
-            let ready = match &mut server.sender {
-                Sender::H1(sender) => timeout(READY_TIME_MAX, sender.ready()).await,
-                Sender::H2(sender) => timeout(READY_TIME_MAX, sender.ready()).await,
-            };
-            if matches!(ready, Ok(Ok(()))) {
-                return Ok(server);
+        while !fresh && let Some(waiting) = self.take(&end) {
+            match waiting {
+                Waiting::H1 { end, address, rest } => {
+                    let Ok(Ok(mut stream)) = timeout(READY_TIME_MAX, rest).await else { continue };
+                    if is_quiet(&mut stream).await {
+                        let sender = h1(door, stream, false).await?;
+                        return Ok(Server { end, sender, address, used: true, stays: true });
+                    }
+                }
+                Waiting::H2(mut server) => {
+                    if let Sender::H2(sender) = &mut server.sender
+                        && matches!(timeout(READY_TIME_MAX, sender.ready()).await, Ok(Ok(())))
+                    {
+                        return Ok(server);
+                    }
+                }
             }
         }
-        connect(door, plan, end, h2).await
+        connect(door, plan, end, h2, fresh).await
     }
 
-    fn take(&self, end: &End) -> Option<Server> {
+    fn take(&self, end: &End) -> Option<Waiting> {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = idle.iter().position(|server| server.end == *end)?;
+        let place = idle.iter().position(|waiting| waiting.end() == end)?;
         // One of HTTP/2 serves many at a time.
-        if let Sender::H2(sender) = &idle[place].sender {
+        if let Waiting::H2(Server { sender: Sender::H2(sender), address, .. }) = &idle[place] {
             if sender.is_closed() {
                 idle.swap_remove(place);
                 return None;
             }
-            let (sender, address) = (Sender::H2(sender.clone()), idle[place].address);
-            return Some(Server { end: end.clone(), sender, address, used: true });
+            let (sender, address) = (Sender::H2(sender.clone()), *address);
+            let end = end.clone();
+            return Some(Waiting::H2(Server { end, sender, address, used: true, stays: true }));
         }
         Some(idle.swap_remove(place))
     }
@@ -160,7 +212,7 @@ impl Servers {
     /// To be given back with the end of its answer.
     pub(super) fn lend(&self, server: Server) -> Option<Lent> {
         match &server.sender {
-            Sender::H1(_) => Some(Lent { server, home: self.0.clone() }),
+            Sender::H1 { .. } => Some(Lent { server, home: self.0.clone() }),
             Sender::H2(_) => {
                 if !server.used {
                     Lent { server, home: self.0.clone() }.give_back();
@@ -169,6 +221,16 @@ impl Servers {
             }
         }
     }
+}
+
+/// Whether nothing has come over a stream on which nothing should: no end and no answer.
+async fn is_quiet(stream: &mut Box<dyn Stream>) -> bool {
+    let mut byte = [0];
+    poll_fn(|cx| {
+        let mut buffer = ReadBuf::new(&mut byte);
+        Poll::Ready(Pin::new(&mut *stream).poll_read(cx, &mut buffer).is_pending())
+    })
+    .await
 }
 
 impl Server {
@@ -182,24 +244,35 @@ impl Server {
         request: Request<Body>,
     ) -> Result<Response<Incoming>, (hyper::Error, Option<Request<Body>>)> {
         let sent = match &mut self.sender {
-            Sender::H1(sender) => sender.try_send_request(request).await,
+            Sender::H1 { sender, .. } => sender.try_send_request(request).await,
             Sender::H2(sender) => sender.try_send_request(request).await,
         };
-        sent.map_err(|mut error| {
+        let response = sent.map_err(|mut error| {
             let request = error.take_message();
             (error.into_error(), request)
-        })
+        })?;
+        let mut said = response.headers().get_all(CONNECTION).iter();
+        let closes =
+            said.any(|it| it.to_str().is_ok_and(|it| it.to_ascii_lowercase().contains("close")));
+        self.stays = !closes && response.version() != Version::HTTP_10;
+        Ok(response)
     }
 }
 
-async fn connect(door: &Door, plan: &Plan, end: End, h2: bool) -> Result<Server, ServerError> {
+async fn connect(
+    door: &Door,
+    plan: &Plan,
+    end: End,
+    h2: bool,
+    fresh: bool,
+) -> Result<Server, ServerError> {
     let to = match &plan.host {
         Host::Name(name) => Destination::Name(name),
         Host::Address(address) => Destination::Address(*address),
     };
     let (line, address) = dial(&door.flow, &door.setup, to, plan.port, door.address).await?;
     let sender = match plan.scheme {
-        Scheme::Http => h1(door, line).await?,
+        Scheme::Http => h1(door, Box::new(line), fresh).await?,
         Scheme::Https => {
             let name = match &plan.host {
                 Host::Name(name) => ServerName::try_from(name.to_string()),
@@ -210,38 +283,48 @@ async fn connect(door: &Door, plan: &Plan, end: End, h2: bool) -> Result<Server,
             let connecting =
                 TlsConnector::from(config.clone()).connect(name.map_err(bad_name)?, line);
             let stream = match timeout(HANDSHAKE_TIME_MAX, connecting).await {
-                Ok(stream) => stream.map_err(ServerError::Tls)?,
+                Ok(stream) => Box::new(stream.map_err(ServerError::Tls)?),
                 Err(_) => return Err(ServerError::Silent),
             };
             let speaks_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            if speaks_h2 { self::h2(door, stream).await? } else { h1(door, stream).await? }
+            if speaks_h2 { self::h2(door, stream).await? } else { h1(door, stream, fresh).await? }
         }
     };
-    Ok(Server { end, sender, address, used: false })
+    Ok(Server { end, sender, address, used: false, stays: true })
 }
 
-async fn h1<S>(door: &Door, stream: S) -> Result<Sender, ServerError>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn h1(door: &Door, stream: Box<dyn Stream>, upgrades: bool) -> Result<Sender, ServerError> {
     let (sender, connection) = http1::Builder::new()
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(ServerError::Http)?;
+    if upgrades {
+        // By the box it is in one place, and not in the task and in what it waits for.
+        let mut connection = Box::pin(connection.with_upgrades());
+        door.flow.spawn(async move { trace(connection.as_mut().await) });
+        return Ok(Sender::H1 { sender, rest: None });
+    }
+    let (give, rest) = oneshot::channel();
+    let mut connection = Box::pin(connection.without_shutdown());
     door.flow.spawn(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            log::trace!(error:%; "a connection to a server failed");
+        match connection.as_mut().await {
+            // What comes without having been asked for is no answer to the next request.
+            Ok(parts) if parts.read_buf.is_empty() => drop(give.send(parts.io.into_inner())),
+            ended => trace(ended.map(drop)),
         }
     });
-    Ok(Sender::H1(sender))
+    Ok(Sender::H1 { sender, rest: Some(rest) })
 }
 
-async fn h2<S>(door: &Door, stream: S) -> Result<Sender, ServerError>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+fn trace(ended: hyper::Result<()>) {
+    if let Err(error) = ended {
+        log::trace!(error:%; "a connection to a server failed");
+    }
+}
+
+async fn h2(door: &Door, stream: Box<dyn Stream>) -> Result<Sender, ServerError> {
     let (sender, connection) = http2::Builder::new(FlowTasks(door.flow.clone()))
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -250,10 +333,7 @@ where
         .handshake(TokioIo::new(stream))
         .await
         .map_err(ServerError::Http)?;
-    door.flow.spawn(async move {
-        if let Err(error) = connection.await {
-            log::trace!(error:%; "a connection to a server failed");
-        }
-    });
+    let mut connection = Box::pin(connection);
+    door.flow.spawn(async move { trace(connection.as_mut().await) });
     Ok(Sender::H2(sender))
 }

@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_busy_tasks_of_one_sandbox_do_not_keep_another_waiting() {
+    fn f14_a_thousand_busy_tasks_of_one_sandbox_do_not_keep_another_waiting() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let order = Arc::new(Mutex::new(Vec::new()));
         let begun = Instant::now();

@@ -5,6 +5,7 @@
 mod dns;
 mod flows;
 mod http;
+mod names;
 mod opened;
 mod policy;
 // The bench uses what these do not.

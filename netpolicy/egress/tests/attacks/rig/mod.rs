@@ -104,7 +104,11 @@ impl Namespace {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("hfe-{}-{number}-{role}", std::process::id());
-        run(&format!("ip netns add {name}; ip -n {name} link set lo up"));
+        // The one way of congestion control that is there on every machine: figures depend on it.
+        run(&format!(
+            "ip netns add {name}; ip -n {name} link set lo up
+             ip netns exec {name} sysctl -qw net.ipv4.tcp_congestion_control=reno"
+        ));
         let file = File::open(format!("/run/netns/{name}")).unwrap();
         Self { name, file }
     }

@@ -20,6 +20,10 @@ impl Near {
              ip -n {near} addr add {CLIENT}/30 dev eth0; ip -n {near} link set eth0 up
              ip -n {near} route add default via {GATEWAY}"
         ));
+        // What one before this had redirected.
+        run(&format!(
+            "ip netns exec {outside} sh -c 'nft add table ip near; nft delete table ip near'"
+        ));
         Self(namespace)
     }
 
