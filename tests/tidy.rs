@@ -246,7 +246,10 @@ fn every_test_that_the_threat_model_or_the_list_of_attacks_names_exists() {
         named.iter().map(|(name, _)| (*name, tests_of(name, &folders))).collect();
     let missing: Vec<_> =
         named.iter().filter(|(name, test)| !tests[name].contains(*test)).collect();
-    assert!(missing.is_empty(), "named in docs/threat-model.md or docs/egress-attacks.md and not in the tree: {missing:#?}");
+    assert!(
+        missing.is_empty(),
+        "named in docs/threat-model.md or docs/egress-attacks.md and not in the tree: {missing:#?}"
+    );
 }
 
 #[test]

@@ -52,6 +52,9 @@ fn main() -> Result<ExitCode> {
         let asked = Instant::now();
         let uri = json!({"uri": format!("file:{}", saved.display())});
         monitor.ask("migrate-incoming", &uri)?;
+        monitor.migrated()?;
+        // It was saved standing still, and so it is back.
+        monitor.ask("cont", &json!({}))?;
         wait_for(&mut qemu, b"tick")?;
         writeln!(out, "qemu_restore_us: {}", asked.elapsed().as_micros())?;
         writeln!(out, "qemu_resume_us: {}", began.elapsed().as_micros())?;

@@ -1,6 +1,4 @@
-use holdfast_model::{
-    Digest, GroupKey, SandboxSpec, State, id::ID_BYTES, sandbox::ImageSource,
-};
+use holdfast_model::{Digest, GroupKey, SandboxSpec, State, id::ID_BYTES, sandbox::ImageSource};
 use holdfast_store::SandboxRecord;
 
 use super::*;
