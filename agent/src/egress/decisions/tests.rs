@@ -1,3 +1,5 @@
+//! What is kept of decisions, and for how long.
+
 use holdfast_model::{Digest, GroupKey, SandboxSpec, State, id::ID_BYTES, sandbox::ImageSource};
 use holdfast_store::SandboxRecord;
 
