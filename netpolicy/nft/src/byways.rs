@@ -39,8 +39,10 @@ const MAP: &str = "byways";
 /// What names of links and chains begin with.
 const PREFIX: &str = "byway";
 
-/// What a chain leaves on packets that the policy allows.
+/// What a chain leaves on packets that the policy allows, or denies. Without either they are dropped
+/// without a word.
 const ALLOWED_MARK: u32 = 0x4846_5f61;
+const DENIED_MARK: u32 = 0x4846_5f64;
 
 /// What no policy opens.
 const DENIED_RANGES: &str = "denied4";
@@ -115,18 +117,18 @@ impl Nft {
         chain.batch.delete(NfTablesMessage::DeleteRule(rules_of(&chain.name)));
         // Nobody else's, neither from there nor to there.
         for to_sandbox in [false, true] {
-            chain.rule(not_over(&number.to_string(), to_sandbox), Action::Deny);
+            chain.rule(not_over(&number.to_string(), to_sandbox), None);
         }
         let lifted = lifted.iter().filter(|range| range.network().is_ipv4());
         let mut closed: Vec<_> =
             lifted.flat_map(|range| destination(Operator::NotEqual, range)).collect();
         closed.push(load(Original::Destination));
         closed.push(is_in(DENIED_RANGES, None));
-        chain.rule(closed, Action::Deny);
+        chain.rule(closed, Some(Action::Deny));
         for rule in &byway.rules {
             chain.policy_rule(rule);
         }
-        chain.rule([], byway.otherwise);
+        chain.rule([], Some(byway.otherwise));
         let Chain { name, mut batch, .. } = chain;
         let data = SetElementAttribute::Data(verdict_data(Verdict::Jump, Some(&name)));
         batch.create(NfTablesMessage::NewSetElement(map_element(number, Some(data))));
@@ -186,10 +188,12 @@ impl Chain {
         vec![ChainAttribute::Table(TABLE.to_owned()), ChainAttribute::Name(self.name.clone())]
     }
 
-    fn rule(&mut self, conditions: impl IntoIterator<Item = Expressions>, action: Action) {
+    fn rule(&mut self, conditions: impl IntoIterator<Item = Expressions>, action: Option<Action>) {
         let mut expressions: Vec<_> = conditions.into_iter().collect();
-        if action == Action::Allow {
-            expressions.extend(mark(ALLOWED_MARK));
+        match action {
+            Some(Action::Allow) => expressions.extend(mark(ALLOWED_MARK)),
+            Some(Action::Deny) => expressions.extend(mark(DENIED_MARK)),
+            None => {}
         }
         expressions.push(verdict(Verdict::Return, None));
         let expressions = expressions.into_iter().map(ListAttribute::from).collect();
@@ -222,7 +226,7 @@ impl Chain {
                 conditions.push(is_in(&set, Some(id)));
             }
         }
-        self.rule(conditions, rule.action);
+        self.rule(conditions, Some(rule.action));
     }
 
     /// A set that lives as long as the rule that looks into it.
