@@ -10,7 +10,10 @@ use prometheus::{
     Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder,
 };
 
-use crate::sandbox::{BootPhases, ResumePhases, ResumeReport};
+use crate::{
+    egress::Unrecorded,
+    sandbox::{BootPhases, ResumePhases, ResumeReport},
+};
 
 /// The form of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -197,6 +200,16 @@ metrics! {
         "Egress processes that serve.", &[]);
     EGRESS_SANDBOXES = metric("holdfast_egress_sandboxes", Gauge, "sandboxes",
         "Sandboxes that are to be served by them.", &[]);
+    BYWAYS = metric("holdfast_egress_byways", Gauge, "sandboxes",
+        "Sandboxes whose policies let flows pass their proxies by.", &[]);
+    BYWAY_BYTES = metric("holdfast_egress_byway_bytes", Gauge, "bytes",
+        "What passed proxies by since the host's rules were loaded.",
+        &[label("direction", &["out", "in"])]);
+    UNRECORDED = metric("holdfast_egress_unrecorded", Gauge, "packets",
+        "Packets that the rules at taps let past, less what is on record of them: questions to name \
+         servers without a decision (over a limit, or not to be read), and packets on ways past \
+         proxies that the host's rules have not judged. Below 0: more is on record.",
+        &[label("what", &["questions", "byways"])]);
     AGENT_RESIDENT = metric("holdfast_agent_resident_bytes", Gauge, "bytes",
         "Resident memory of the daemon.", &[]);
     AGENT_FILES = metric("holdfast_agent_open_files", Gauge, "descriptors",
@@ -286,6 +299,10 @@ pub struct Now {
     pub slots_ready: u64,
     pub egress_processes: u64,
     pub egress_sandboxes: u64,
+    pub byways: u64,
+    /// From sandboxes, and to them.
+    pub byway_bytes: (u64, u64),
+    pub unrecorded: Unrecorded,
     pub agent_resident_bytes: u64,
     pub agent_open_files: u64,
     /// Since the daemon started, by what was short.
@@ -530,6 +547,12 @@ impl Metrics {
         self.set(&SLOTS_READY, &[], as_f64(now.slots_ready));
         self.set(&EGRESS_PROCESSES, &[], as_f64(now.egress_processes));
         self.set(&EGRESS_SANDBOXES, &[], as_f64(now.egress_sandboxes));
+        self.set(&BYWAYS, &[], as_f64(now.byways));
+        self.set(&BYWAY_BYTES, &["out"], as_f64(now.byway_bytes.0));
+        self.set(&BYWAY_BYTES, &["in"], as_f64(now.byway_bytes.1));
+        let signed = |count: i64| as_f64(count.unsigned_abs()) * if count < 0 { -1.0 } else { 1.0 };
+        self.set(&UNRECORDED, &["questions"], signed(now.unrecorded.questions));
+        self.set(&UNRECORDED, &["byways"], signed(now.unrecorded.by));
         self.set(&AGENT_RESIDENT, &[], as_f64(now.agent_resident_bytes));
         self.set(&AGENT_FILES, &[], as_f64(now.agent_open_files));
     }

@@ -34,18 +34,19 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::setup::parse_resolver;
+pub use self::{
+    byways::Unrecorded,
+    decisions::{Carried, Decided, Decisions, Report},
+    error::EgressError,
+    process::EGRESS_UID,
+    told::sink,
+};
 use self::{
     asks::Ask,
     byways::{Byways, Wanted},
     process::{CGROUP_PREFIX, Place},
     setup::Setup,
     supervisor::{Gauges, Supervisor},
-};
-pub use self::{
-    decisions::{Carried, Decided, Decisions, Report},
-    error::EgressError,
-    process::EGRESS_UID,
-    told::sink,
 };
 use crate::{
     auth::hex, blocking::off_thread, config::Config, credentials::KeyError,
@@ -182,6 +183,13 @@ impl Egress {
         remove_former(&paths.state.join("egress"))?;
         let setup = Setup::load(&config.egress)?;
         let byways = Byways::start(setup.guard(), Arc::clone(&sink), Arc::clone(&metrics));
+        let sink: Sink = {
+            let (byways, sink) = (Arc::clone(&byways), sink);
+            Arc::new(move |group: &GroupKey, batch: wire::Decisions| {
+                byways.told_of(&batch);
+                sink(group, batch);
+            })
+        };
         let shared = Shared {
             program: paths.egress.clone(),
             run: paths.run.join("egress"),
@@ -343,6 +351,22 @@ impl Egress {
         for asks in asks {
             let _ = asks.send(Ask::Configure).await;
         }
+    }
+
+    /// What of the packets that slots let past is on no record, as of the last minute.
+    pub fn unrecorded(&self) -> Unrecorded {
+        self.byways.unrecorded()
+    }
+
+    /// Looks at it now. Blocks.
+    pub fn reconcile(&self) {
+        self.byways.reconcile();
+    }
+
+    /// Bytes from and to sandboxes that passed proxies by.
+    pub async fn bypassed(&self) -> (u64, u64) {
+        let byways = Arc::clone(&self.byways);
+        off_thread(move || byways.traffic()).await
     }
 
     /// How many sandboxes have a way past their proxy.

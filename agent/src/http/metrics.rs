@@ -69,6 +69,9 @@ pub(super) async fn text(app: &App) -> Result<String, Problem> {
         slots_ready: u64::try_from(app.registry.slots_ready()).unwrap_or(u64::MAX),
         egress_processes: u64::try_from(egress_processes).unwrap_or(u64::MAX),
         egress_sandboxes: u64::try_from(egress_sandboxes).unwrap_or(u64::MAX),
+        byways: u64::try_from(app.registry.egress().byways()).unwrap_or(u64::MAX),
+        byway_bytes: app.registry.egress().bypassed().await,
+        unrecorded: app.registry.egress().unrecorded(),
         agent_resident_bytes: agent * 1024,
         agent_open_files: u64::try_from(files).unwrap_or(u64::MAX),
         refusals: [

@@ -253,3 +253,40 @@ fn f5_rules_that_somebody_flushed_are_back_in_two_seconds_with_every_policy() {
     assert!(servers.contains("127.0.0.1 . 1"), "{servers}");
     node.stop(egress);
 }
+
+#[test]
+fn what_slots_let_past_is_reconciled_with_what_is_on_record_of_it() {
+    let world = World::new();
+    let node = Node::new(&world);
+    let egress = node.agent();
+    let (guest, sockets) = guest();
+    let id = SandboxId::from_random([5; 20]);
+    node.put(&egress, &id, Way::Sockets(sockets), rules(1, Passing::Udp, &udp_to(ALLOWED, &[])));
+    let unrecorded = |egress: &Arc<Egress>| {
+        node.run(egress, |egress, _| async move {
+            tokio::task::spawn_blocking(move || {
+                egress.reconcile();
+                egress.unrecorded()
+            })
+            .await
+            .unwrap()
+        })
+    };
+    assert!(sends(&world, &guest, ALLOWED) && !sends(&world, &guest, EVIL));
+    // A question that is judged, as RFC 1035 has it, and one that nobody can read.
+    let question = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0\x04evil\x04test\0\0\x01\0\x01";
+    guest.send(&crate::frames::Packet::udp(ALLOWED, 53, question).frame());
+    node.told(|it| it.host == "evil.test");
+    let now = unrecorded(&egress);
+    assert_eq!((now.questions, now.by), (0, 0));
+    guest.send(&crate::frames::Packet::udp(ALLOWED, 53, b"?").frame());
+    let now = unrecorded(&egress);
+    assert_eq!((now.questions, now.by), (1, 0));
+
+    // What the host's rules do not see is missed.
+    world.in_host("ip link set byway1 down");
+    assert!(!sends(&world, &guest, ALLOWED));
+    let now = unrecorded(&egress);
+    assert_eq!((now.questions, now.by), (1, 1));
+    node.stop(egress);
+}

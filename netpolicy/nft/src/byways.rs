@@ -1,5 +1,5 @@
 //! The chains of sandboxes whose policies let flows pass their proxies by, and the map that leads to
-//! them from the links of these sandboxes.
+//! them from the addresses of these sandboxes.
 
 use std::{fmt, net::Ipv4Addr};
 
@@ -16,7 +16,7 @@ use netlink_packet_netfilter::{
 use crate::{
     Nft, NftError, TABLE,
     expression::{
-        DROP, Original, compare, destination, is_in, load, protocol, source_is_not, verdict,
+        Original, compare, destination, is_in, load, mark, not_over, protocol, verdict,
         verdict_data,
     },
     kernel::{Batch, pass_every_cpu},
@@ -39,15 +39,13 @@ const MAP: &str = "byways";
 /// What names of links and chains begin with.
 const PREFIX: &str = "byway";
 
-/// Where chains end.
-const ALLOWED: &str = "byway_allowed";
-const DENIED: &str = "byway_denied";
+/// What a chain leaves on packets that the policy allows, or denies. Without either they are dropped
+/// without a word.
+const ALLOWED_MARK: u32 = 0x4846_5f61;
+const DENIED_MARK: u32 = 0x4846_5f64;
 
 /// What no policy opens.
 const DENIED_RANGES: &str = "denied4";
-
-/// Bytes of a link's name as a key: `IFNAMSIZ`.
-const LINK_NAME_BYTES: usize = 16;
 
 /// nft's number for the type of ports, for whoever lists the ruleset.
 const INET_SERVICE: u32 = 13;
@@ -118,19 +116,21 @@ impl Nft {
             .create(NfTablesMessage::NewChain(ChainMessage { attributes: chain.own_attributes() }));
         chain.batch.delete(NfTablesMessage::DeleteRule(rules_of(&chain.name)));
         // Nobody else's, neither from there nor to there.
-        chain.rule(source_is_not(number.address()), verdict(DROP, None));
+        for to_sandbox in [false, true] {
+            chain.rule(not_over(&number.to_string(), to_sandbox), None);
+        }
         let lifted = lifted.iter().filter(|range| range.network().is_ipv4());
         let mut closed: Vec<_> =
             lifted.flat_map(|range| destination(Operator::NotEqual, range)).collect();
         closed.push(load(Original::Destination));
         closed.push(is_in(DENIED_RANGES, None));
-        chain.rule(closed, goto(Action::Deny));
+        chain.rule(closed, Some(Action::Deny));
         for rule in &byway.rules {
             chain.policy_rule(rule);
         }
-        chain.rule([], goto(byway.otherwise));
+        chain.rule([], Some(byway.otherwise));
         let Chain { name, mut batch, .. } = chain;
-        let data = SetElementAttribute::Data(verdict_data(Verdict::Goto, Some(&name)));
+        let data = SetElementAttribute::Data(verdict_data(Verdict::Jump, Some(&name)));
         batch.create(NfTablesMessage::NewSetElement(map_element(number, Some(data))));
         self.commit("the chain of a way past a proxy", batch.end())?;
         pass_every_cpu().map_err(NftError::Talk)
@@ -188,8 +188,15 @@ impl Chain {
         vec![ChainAttribute::Table(TABLE.to_owned()), ChainAttribute::Name(self.name.clone())]
     }
 
-    fn rule(&mut self, conditions: impl IntoIterator<Item = Expressions>, end: Expressions) {
-        let expressions = conditions.into_iter().chain([end]).map(ListAttribute::from).collect();
+    fn rule(&mut self, conditions: impl IntoIterator<Item = Expressions>, action: Option<Action>) {
+        let mut expressions: Vec<_> = conditions.into_iter().collect();
+        match action {
+            Some(Action::Allow) => expressions.extend(mark(ALLOWED_MARK)),
+            Some(Action::Deny) => expressions.extend(mark(DENIED_MARK)),
+            None => {}
+        }
+        expressions.push(verdict(Verdict::Return, None));
+        let expressions = expressions.into_iter().map(ListAttribute::from).collect();
         self.batch.append(NfTablesMessage::NewRule(RuleMessage {
             attributes: vec![
                 RuleAttribute::Table(TABLE.to_owned()),
@@ -219,7 +226,7 @@ impl Chain {
                 conditions.push(is_in(&set, Some(id)));
             }
         }
-        self.rule(conditions, goto(rule.action));
+        self.rule(conditions, Some(rule.action));
     }
 
     /// A set that lives as long as the rule that looks into it.
@@ -256,14 +263,6 @@ impl Chain {
     }
 }
 
-fn goto(action: Action) -> Expressions {
-    let chain = match action {
-        Action::Allow => ALLOWED,
-        Action::Deny => DENIED,
-    };
-    verdict(Verdict::Goto, Some(chain))
-}
-
 fn rules_of(chain: &str) -> RuleMessage {
     RuleMessage {
         attributes: vec![
@@ -274,8 +273,7 @@ fn rules_of(chain: &str) -> RuleMessage {
 }
 
 fn map_element(number: BywayNumber, data: Option<SetElementAttribute>) -> SetElementMessage {
-    let mut key = number.to_string().into_bytes();
-    key.resize(LINK_NAME_BYTES, 0);
+    let key = number.address().octets().to_vec();
     let mut element = vec![SetElementAttribute::Key(DataAttribute::Value(key))];
     element.extend(data);
     SetElementMessage {
@@ -297,7 +295,7 @@ mod tests {
             let number = BywayNumber::new(number).unwrap();
             assert_eq!(BywayNumber::of_name(&number.to_string()), Some(number));
             assert_eq!(BywayNumber::of_address(number.address()), Some(number));
-            assert!(number.to_string().len() < LINK_NAME_BYTES);
+            assert!(number.to_string().len() < 16, "the kernel has no room for it");
         }
         assert_eq!(BywayNumber::new(1).unwrap().next().get(), 2);
         assert_eq!(BywayNumber::new(BYWAYS_MAX).unwrap().next().get(), 1);

@@ -1,35 +1,35 @@
 //! Parts of rules, in the form in which the kernel takes them (`linux/netfilter/nf_tables.h`).
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use holdfast_netpolicy::{Cidr, Protocol};
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
-    Bitwise, Cmp, DataAttribute, Expressions, Immediate, Lookup, Operator, Register, Verdict,
-    VerdictAttribute,
+    Bitwise, Cmp, DataAttribute, Expressions, Immediate, Lookup, Meta, MetaKey, Operator, Register,
+    Verdict, VerdictAttribute,
 };
 
 /// What of a connection is looked at: the way it was begun, whichever way this packet goes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Original {
-    Source,
     Destination,
     Protocol,
     Port,
 }
 
 /// Numbers of the kernel's, of `enum nft_ct_keys` and `enum nft_ct_attributes`.
+const CT_DIRECTION: u32 = 1;
 const CT_PROTOCOL: u32 = 10;
 const CT_PROTO_DST: u32 = 12;
-const CT_SRC_IP: u32 = 19;
 const CT_DST_IP: u32 = 20;
 const CT_ATTRIBUTE_DREG: u16 = 1;
 const CT_ATTRIBUTE_KEY: u16 = 2;
 const CT_ATTRIBUTE_DIRECTION: u16 = 3;
 const DIRECTION_ORIGINAL: u8 = 0;
+const DIRECTION_REPLY: u8 = 1;
 
-/// `NF_DROP`, among the verdicts that have no name of their own.
-pub(crate) const DROP: Verdict = Verdict::Other(0);
+/// Bytes of a link's name: `IFNAMSIZ`.
+const LINK_NAME_BYTES: usize = 16;
 
 /// The one register that is used: what is loaded is compared at once.
 const REGISTER: Register = Register::Reg1;
@@ -37,20 +37,47 @@ const REGISTER: Register = Register::Reg1;
 /// Loads a part of what the connection was begun as. Without a connection the rule does not apply.
 pub(crate) fn load(what: Original) -> Expressions {
     let key = match what {
-        Original::Source => CT_SRC_IP,
         Original::Destination => CT_DST_IP,
         Original::Protocol => CT_PROTOCOL,
         Original::Port => CT_PROTO_DST,
     };
+    connection(key, Some(DIRECTION_ORIGINAL))
+}
+
+fn connection(key: u32, direction: Option<u8>) -> Expressions {
     let attribute = |kind, value: &[u8]| DefaultNla::new(kind, value.to_vec());
-    Expressions::Other {
-        expression_type: "ct".to_owned(),
-        attributes: vec![
-            attribute(CT_ATTRIBUTE_DREG, &u32::from(REGISTER).to_be_bytes()),
-            attribute(CT_ATTRIBUTE_KEY, &key.to_be_bytes()),
-            attribute(CT_ATTRIBUTE_DIRECTION, &[DIRECTION_ORIGINAL]),
-        ],
-    }
+    let mut attributes = vec![
+        attribute(CT_ATTRIBUTE_DREG, &u32::from(REGISTER).to_be_bytes()),
+        attribute(CT_ATTRIBUTE_KEY, &key.to_be_bytes()),
+    ];
+    attributes.extend(direction.map(|direction| attribute(CT_ATTRIBUTE_DIRECTION, &[direction])));
+    Expressions::Other { expression_type: "ct".to_owned(), attributes }
+}
+
+/// A packet from the sandbox that came over another link than this one, or one to it that goes over
+/// another.
+pub(crate) fn not_over(link: &str, to_sandbox: bool) -> Vec<Expressions> {
+    let key = if to_sandbox { MetaKey::Oifname } else { MetaKey::Iifname };
+    let direction = if to_sandbox { DIRECTION_REPLY } else { DIRECTION_ORIGINAL };
+    let mut name = link.as_bytes().to_vec();
+    name.resize(LINK_NAME_BYTES, 0);
+    vec![
+        connection(CT_DIRECTION, None),
+        compare(Operator::Equal, &[direction]),
+        Expressions::Meta(vec![Meta::DestinationRegister(REGISTER), Meta::Key(key)]),
+        compare(Operator::NotEqual, &name),
+    ]
+}
+
+/// Puts a mark on the packet.
+pub(crate) fn mark(mark: u32) -> [Expressions; 2] {
+    [
+        Expressions::Immediate(vec![
+            Immediate::DestinationRegister(REGISTER),
+            Immediate::Data(DataAttribute::Value(mark.to_ne_bytes().to_vec())),
+        ]),
+        Expressions::Meta(vec![Meta::Key(MetaKey::Mark), Meta::SourceRegister(REGISTER)]),
+    ]
 }
 
 pub(crate) fn compare(operator: Operator, value: &[u8]) -> Expressions {
@@ -84,10 +111,6 @@ pub(crate) fn protocol(protocol: Protocol) -> [Expressions; 2] {
         Protocol::Udp => 17,
     };
     [load(Original::Protocol), compare(Operator::Equal, &[number])]
-}
-
-pub(crate) fn source_is_not(address: Ipv4Addr) -> [Expressions; 2] {
-    [load(Original::Source), compare(Operator::NotEqual, &address.octets())]
 }
 
 /// What was loaded is in the set. `id`: of a set without a name that is made with the rule.

@@ -120,7 +120,15 @@ impl Nft {
         what: &'static str,
         ask: NfTablesMessage,
     ) -> Result<Vec<T>, NftError> {
-        let mut ask = NetlinkMessage::from(message(ask));
+        self.list_message(what, message(ask))
+    }
+
+    pub(crate) fn list_message<T: NetlinkDeserializable>(
+        &self,
+        what: &'static str,
+        ask: NetfilterMessage,
+    ) -> Result<Vec<T>, NftError> {
+        let mut ask = NetlinkMessage::from(ask);
         ask.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         let mut bytes = Vec::new();
         append(&mut bytes, ask);

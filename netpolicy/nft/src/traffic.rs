@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use netlink_packet_core::{DecodeError, NetlinkDeserializable, NetlinkHeader, NlasIterator};
-use netlink_packet_netfilter::nftables::{NfTablesMessage, SetElementList, SetElementMessage};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterProtoFamily,
+    nftables::{NfTablesMessage, SetElementList, SetElementMessage},
+};
 
 use crate::{BywayNumber, Nft, NftError, TABLE};
 
@@ -25,6 +28,8 @@ const KEY: u16 = 1;
 const KEY_VALUE: u16 = 1;
 const EXPRESSION: u16 = 7;
 const EXPRESSION_DATA: u16 = 2;
+const OBJECT_NAME: u16 = 2;
+const OBJECT_DATA: u16 = 4;
 const COUNTER_BYTES: u16 = 1;
 const COUNTER_PACKETS: u16 = 2;
 
@@ -56,6 +61,25 @@ impl Nft {
             (of.received_bytes, of.received_packets) = (bytes, packets);
         }
         Ok(traffic)
+    }
+
+    /// Packets by the names of the counters that rules have, in every table of this network.
+    pub fn counters(&self) -> Result<BTreeMap<String, u64>, NftError> {
+        let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
+        let ask = NetfilterMessage::new(header, NfTablesMessage::GetObject(Vec::new()));
+        let mut counters = BTreeMap::new();
+        for Raw(message) in self.list_message("to list counters", ask)? {
+            let attributes = message.get(HEADER_BYTES..).ok_or(NftError::Answer)?;
+            let (Some(name), Some(counter)) =
+                (value(attributes, OBJECT_NAME), value(attributes, OBJECT_DATA))
+            else {
+                continue;
+            };
+            let name = String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned();
+            let packets = value(&counter, COUNTER_PACKETS).and_then(|it| it.try_into().ok());
+            counters.insert(name, packets.map_or(0, u64::from_be_bytes));
+        }
+        Ok(counters)
     }
 
     fn counted(&self, set: &str) -> Result<Vec<(BywayNumber, u64, u64)>, NftError> {

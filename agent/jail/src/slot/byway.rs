@@ -97,6 +97,11 @@ impl SlotNetwork {
         sys::network_of_tap(tap).map(Self).map_err(failed("be found by its tap"))
     }
 
+    /// Does the work on a thread that is in there and ends with it.
+    pub fn visit<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, JailError> {
+        self.inside(|| Ok(work()))
+    }
+
     pub(super) fn inside<T: Send>(
         &self,
         work: impl FnOnce() -> Result<T, JailError> + Send,
