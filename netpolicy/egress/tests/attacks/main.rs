@@ -12,5 +12,7 @@ mod policy;
 #[allow(dead_code, unused_imports)]
 mod rig;
 mod secrets;
+// The same.
+#[allow(dead_code)]
 mod sys;
 mod tls;
