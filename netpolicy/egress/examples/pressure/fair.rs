@@ -251,7 +251,9 @@ fn nice(niceness: i32) {
 
 /// Answers once, and when it hears more sends and receives as fast as it can.
 async fn sink(mut stream: tokio::net::TcpStream) -> io::Result<()> {
-    stream.read(&mut [0; 2048]).await?;
+    if stream.read(&mut [0; 2048]).await? == 0 {
+        return Ok(());
+    }
     stream.write_all(b"!").await?;
     stream.read_u8().await?;
     pump(stream).await
