@@ -188,9 +188,9 @@ print(sent + 2)
 const WATCH: &str = "nft -f - <<'N'
 table inet watch {
   counter seen {}
-  chain out { type filter hook postrouting priority 300; ip daddr 198.51.100.66 counter name seen; ip daddr 10.0.2.2 udp dport 4433 counter name seen }
-  chain in { type filter hook input priority -300; ip daddr 10.0.2.15 udp dport 4433 counter name seen }
-  chain through { type filter hook forward priority -300; ip daddr { 198.51.100.66, 10.0.2.2 } counter name seen }
+  chain out { type filter hook postrouting priority 300; ip daddr 198.51.100.66 counter name seen; ip daddr 10.0.2.2 udp dport 4433 counter name seen; }
+  chain in { type filter hook input priority -300; ip daddr 10.0.2.15 udp dport 4433 counter name seen; }
+  chain through { type filter hook forward priority -300; ip daddr { 198.51.100.66, 10.0.2.2 } counter name seen; }
 }
 N";
 

@@ -30,6 +30,8 @@ const LARGE_DIRTY_MIB: u32 = 300;
 /// After a resume: what is resident then is what the guest needed of it.
 const SETTLE: Duration = Duration::from_millis(300);
 
+const TICK: Duration = Duration::from_millis(20);
+
 /// Clones of one snapshot.
 const CLONES: u32 = 4;
 
@@ -130,6 +132,13 @@ async fn resume(node: &Node, id: &SandboxId, name: &str) {
 #[tokio::main]
 async fn main() {
     let rounds: u32 = std::env::var("HOLDFAST_ROUNDS").map_or(3, |text| text.parse().unwrap());
+    // A machine that counts instructions was seen to sleep for ever in a resume from pieces, unless
+    // some timer was near.
+    std::thread::spawn(|| {
+        loop {
+            std::thread::sleep(TICK);
+        }
+    });
     // In memory: waiting for a disk is no work, and a clock that counts work does not know it.
     let folder = Path::new("/tmp/saved-cost");
     fs::create_dir_all(folder).unwrap();

@@ -34,19 +34,19 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::setup::parse_resolver;
-pub use self::{
-    byways::Unrecorded,
-    decisions::{Carried, Decided, Decisions, Report},
-    error::EgressError,
-    process::EGRESS_UID,
-    told::sink,
-};
 use self::{
     asks::Ask,
     byways::{Byways, Wanted},
     process::{CGROUP_PREFIX, Place},
     setup::Setup,
     supervisor::{Gauges, Supervisor},
+};
+pub use self::{
+    byways::Unrecorded,
+    decisions::{Carried, Decided, Decisions, Report},
+    error::EgressError,
+    process::EGRESS_UID,
+    told::sink,
 };
 use crate::{
     auth::hex, blocking::off_thread, config::Config, credentials::KeyError,
