@@ -165,7 +165,8 @@ gateway = bytes.fromhex(gateway.replace(":", ""))
 me, evil = "192.168.127.2", "198.51.100.66"
 udp = struct.pack("!HHHH", 4000, 4433, 12, 0) + b"evil"
 syn = struct.pack("!HHIIBBHHH", 4000, 443, 1, 0, 0x50, 2, 1024, 0, 0)
-echo = struct.pack("!BBHHH", 8, checksum(struct.pack("!BBHHH4s", 8, 0, 0, 1, 1, b"evil")), 0, 1, 1)[:8] + b"evil"
+ping = struct.pack("!BBHHH", 8, 0, 0, 1, 1) + b"evil"
+echo = ping[:2] + struct.pack("!H", checksum(ping)) + ping[4:]
 route = b"\x83\x07\x04" + socket.inet_aton(evil) + b"\x00"
 sent = 0
 for frame in (
@@ -207,7 +208,7 @@ fn what_a_guest_sends_beside_its_connections_reaches_no_link_of_the_node() -> Re
     let id = node.create("debian")?;
     node.inside(&format!("nft delete table inet watch 2>/dev/null; {WATCH}"))?;
     // The same packet from the node itself is seen: the watch can see.
-    node.inside("echo evil > /dev/udp/198.51.100.66/4433")?;
+    node.inside("bash -c 'echo evil > /dev/udp/198.51.100.66/4433'")?;
     let before = seen()?;
     ensure!(before > 0, "the watch sees nothing");
     let sent =
