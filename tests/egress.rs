@@ -108,9 +108,11 @@ fn programs_fetch_from_where_the_policy_says_and_nothing_else_leaves() -> Result
         "fetched by git"
     );
     let index = outside.url("pypi.test", "simple");
+    // As the distribution has it, which wants to be asked.
     let pip = format!(
-        "python3 -m venv /srv/venv && /srv/venv/bin/pip install -q --disable-pip-version-check \
-         --index-url {index} outside-hello && /srv/venv/bin/python -c 'import outside_hello'"
+        "PIP_BREAK_SYSTEM_PACKAGES=1 PIP_ROOT_USER_ACTION=ignore pip3 install -q \
+         --disable-pip-version-check --index-url {index} outside-hello && \
+         python3 -c 'import outside_hello'"
     );
     assert_eq!(fetched(&pip)?, "fetched by pip");
     let npm = format!(
