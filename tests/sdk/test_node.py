@@ -99,7 +99,6 @@ class Errors(unittest.TestCase):
 
     def test_an_option_that_is_not_carried_out_is_refused_by_name(self):
         options = {
-            "skipEgressProxy": {"skip_egress_proxy": True},
             "customerVnetConnectionName": {"customer_vnet_connection_name": "v"},
             "vmmType": {"vmm_type": "x"},
             "connections": {"connections": ["c"]},
