@@ -9,7 +9,7 @@ use std::{
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
 use fs_err as fs;
@@ -98,6 +98,8 @@ pub(super) struct Snapshots {
     /// Held for reading while a snapshot is written: no collection may take its pieces.
     writing: RwLock<()>,
     pins: Arc<Mutex<Vec<SnapshotId>>>,
+    /// Held while a memory file is made, one for many snapshots.
+    making: [Mutex<()>; 16],
     /// Of all memory files. 0: a quarter of the file system.
     hot_bytes_max: u64,
     remote: Option<Remote>,
@@ -199,6 +201,7 @@ impl Snapshots {
             keys,
             writing: RwLock::default(),
             pins: Arc::default(),
+            making: Default::default(),
             hot_bytes_max,
             remote: None,
         })
@@ -330,6 +333,14 @@ impl Snapshots {
         Ok(())
     }
 
+    /// For whoever makes this snapshot's memory file. Another's may have to wait for it too.
+    fn making(&self, id: &SnapshotId) -> MutexGuard<'_, ()> {
+        let add = |sum: usize, byte: u8| sum.wrapping_mul(31).wrapping_add(usize::from(byte));
+        let sum = id.as_str().bytes().fold(0, add);
+        // One that panicked left a draft, which the next one removes.
+        self.making[sum % self.making.len()].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Finds what is needed to go on from it.
     pub(super) fn take_up(&self, group: &GroupKey, id: &SnapshotId) -> Result<TakenUp, SaveError> {
         let key = self.keys.known_of_group(group)?;
@@ -341,6 +352,8 @@ impl Snapshots {
         }
         let state = self.state_of(&snapshot, &key, id)?;
         let path = self.memory_path(id);
+        // Several may be made of one snapshot at once: one of them makes the file, the others wait.
+        let _making = self.making(id);
         let memory = match fs::File::open(&path) {
             Ok(memory) => {
                 hot::used(&memory);

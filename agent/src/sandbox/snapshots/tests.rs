@@ -190,3 +190,21 @@ fn a_snapshot_says_what_it_is_made_of_and_whether_that_is_sound() {
     }
     assert!(all.verify(&group(), &id(1)).is_err());
 }
+
+#[test]
+fn a_memory_file_that_several_need_at_once_is_made_once_for_all() {
+    let state = tempfile::tempdir().unwrap();
+    let snapshots = snapshots(state.path());
+    // Long enough that all of them come while it is made.
+    let memory = vec![7; 8 << 20];
+    snapshots.commit(&group(), copied(&snapshots, id(1), &memory), b"state", 7).unwrap();
+    for _ in 0..5 {
+        fs::remove_file(snapshots.memory_path(&id(1))).unwrap();
+        let warmths: Vec<_> = std::thread::scope(|scope| {
+            let take = || snapshots.take_up(&group(), &id(1)).unwrap().fetched.warmth;
+            let takers: Vec<_> = (0..8).map(|_| scope.spawn(take)).collect();
+            takers.into_iter().map(|taker| taker.join().unwrap()).collect()
+        });
+        assert_eq!(warmths.iter().filter(|warmth| **warmth == Warmth::Cold).count(), 1);
+    }
+}
