@@ -102,7 +102,9 @@ impl World {
         let node = agent.get(holdfast_api::path::NODE).await.json();
         let reserved = |of: &str| node[of]["reserved"].as_f64().unwrap();
         let vmms = processes("holdfast-vmm");
-        let cgroups = folders(&paths.cgroups);
+        // The egress process of the sandboxes' group lies beside them, and stays.
+        let of_sandbox = |name: &String| !name.starts_with("egress-");
+        let cgroups: BTreeSet<_> = folders(&paths.cgroups).into_iter().filter(of_sandbox).collect();
         let shims = processes("holdfast-shim");
         let (ours, others): (Vec<_>, Vec<_>) =
             shims.iter().partition(|shim| cgroups.contains(&shim.cgroup));
