@@ -3,6 +3,7 @@
 use std::{
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
 };
 
 use holdfast_model::{DiskImageId, GroupKey, SandboxId, SnapshotId};
@@ -17,6 +18,10 @@ use crate::{
 
 /// Schema written by this version. A store with a higher one is refused.
 pub const SCHEMA_VERSION: u64 = 1;
+
+/// How long a store is waited for that another process has open.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 const META: TableDefinition<'static, &'static str, u64> = TableDefinition::new("meta");
 const SCHEMA_KEY: &str = "schema";
@@ -77,6 +82,20 @@ pub struct Store {
     errors: AtomicU64,
 }
 
+/// A program that an agent was just beginning to run when it was killed has the agent's descriptors,
+/// the lock among them, until its own code runs: the next agent waits for that.
+fn create(path: &Path) -> Result<Database, redb::DatabaseError> {
+    let began = Instant::now();
+    loop {
+        match Database::create(path) {
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) if began.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 impl Store {
     /// Opens the store, makes it if it is missing, and repairs it after a crash.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
@@ -84,7 +103,7 @@ impl Store {
             path: path.to_owned(),
             source: Box::new(source),
         };
-        let database = Database::create(path).map_err(|error| failed(error.into()))?;
+        let database = create(path).map_err(|error| failed(error.into()))?;
         let store = Self { database, errors: AtomicU64::new(0) };
         match store.schema()? {
             Some(found) if found > SCHEMA_VERSION => {

@@ -309,3 +309,18 @@ fn a_record_of_an_agent_that_knew_no_uids_is_read() {
     let read: SandboxRecord = serde_json::from_value(value).unwrap();
     assert_eq!(read, sandbox(1, "a", None));
 }
+
+#[test]
+fn a_store_that_another_has_open_is_waited_for_and_refused_if_it_stays_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.redb");
+    let held = Store::open(&path).unwrap();
+    let Err(error) = Store::open(&path) else { panic!("it is open twice") };
+    assert!(matches!(error, StoreError::Open { .. }), "{error}");
+    let letting_go = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        drop(held);
+    });
+    Store::open(&path).unwrap();
+    letting_go.join().unwrap();
+}
