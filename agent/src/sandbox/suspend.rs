@@ -216,6 +216,7 @@ impl Driver {
         // What is missing of its memory is in no copy of it.
         machine.filled().await.map_err(refused)?;
         let state = stand_still(live).await?;
+        fault::at(Point::SuspendPaused);
         let (pid, record) = (machine.vmm_pid(), self.record.clone());
         off_thread(move || {
             let memory = GuestMemory::of(pid, record.spec.resources.memory.bytes());
@@ -443,7 +444,6 @@ async fn stand_still(live: &Live) -> Result<Vec<u8>, SuspendError> {
         Reply::Refused { reason } => return Err(refused(reason)),
         other => return Err(refused(format!("it answered {other:?} to Save"))),
     };
-    fault::at(Point::SuspendPaused);
     Ok(state)
 }
 
