@@ -18,6 +18,11 @@ pub enum Passing {
 }
 
 impl Passing {
+    /// Of a sandbox that skips its proxy, or does not.
+    pub const fn of(skips_proxy: bool) -> Self {
+        if skips_proxy { Self::All } else { Self::Udp }
+    }
+
     /// The protocols, in the order of their numbers.
     pub const fn protocols(self) -> &'static [Protocol] {
         match self {

@@ -3,9 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::{
-    BadHost, BadMethod, BadPath, DnsType, Flow, HostName, Method, Opening, Outcome, Policy,
-    Protocol, Scheme, Target, Verdict, decide,
+    Action, BadHost, BadMethod, BadPath, Byway, CidrProtocol, CidrRule, DnsType, Flow, HostName,
+    Method, Opening, Outcome, Passing, Policy, Protocol, Reason, RuleRef, Scheme, Target, Verdict,
+    decide,
 };
+
+/// Whatever goes here is a question to the sandbox's own name server, wherever it was sent.
+const DNS_PORT: u16 = 53;
 
 /// Why a question has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -16,6 +20,15 @@ pub enum BadQuestion {
     Form(String),
     #[error("{0:?} is no record type")]
     RecordType(String),
+    #[error(
+        "what goes to port 53 is answered by the node, whatever its address: dns://name[/TYPE]"
+    )]
+    NameServer,
+    #[error(
+        "the sandbox passes its proxy by and has cidrRules, so what decides is the address that \
+         {0} has: tcp://address:port"
+    )]
+    ByAddress(HostName),
     #[error(transparent)]
     Host(#[from] BadHost),
     #[error(transparent)]
@@ -54,16 +67,17 @@ impl Step<'_> {
     }
 }
 
-/// What happens if a sandbox under this policy goes to `url` with `method`: the steps up to the one
-/// that denies, or all of them.
+/// What happens if a sandbox under this policy, whose flows pass its proxy by as `passing` says, goes
+/// to `url` with `method`: the steps up to the one that denies, or all of them.
 pub fn explain<'p>(
     policy: &'p Policy,
+    passing: Passing,
     url: &str,
     method: &str,
 ) -> Result<Vec<Step<'p>>, BadQuestion> {
     let form = || BadQuestion::Form(url.chars().take(80).collect());
     let (scheme, rest) = url.split_once("://").ok_or_else(form)?;
-    let mut steps = Steps { policy, steps: Vec::new() };
+    let mut steps = Steps { policy, passing, steps: Vec::new() };
     match scheme.to_ascii_lowercase().as_str() {
         "http" => steps.request(Scheme::Http, rest, method)?,
         "https" => steps.request(Scheme::Https, rest, method)?,
@@ -77,7 +91,7 @@ pub fn explain<'p>(
                 if scheme.eq_ignore_ascii_case("tcp") { Protocol::Tcp } else { Protocol::Udp };
             let (address, port) = rest.trim_end_matches('/').rsplit_once(':').ok_or_else(form)?;
             let port = port.parse().map_err(|_| form())?;
-            steps.raw(protocol, address_of(address).ok_or_else(form)?, port);
+            steps.raw(protocol, address_of(address).ok_or_else(form)?, port)?;
         }
         _ => return Err(form()),
     }
@@ -96,6 +110,7 @@ fn address_of(text: &str) -> Option<IpAddr> {
 
 struct Steps<'p> {
     policy: &'p Policy,
+    passing: Passing,
     steps: Vec<Step<'p>>,
 }
 
@@ -108,9 +123,47 @@ impl Steps<'_> {
         goes_on
     }
 
-    fn raw(&mut self, protocol: Protocol, address: IpAddr, port: u16) -> bool {
+    fn raw(&mut self, protocol: Protocol, address: IpAddr, port: u16) -> Result<(), BadQuestion> {
+        if port == DNS_PORT {
+            return Err(BadQuestion::NameServer);
+        }
         let what = SocketAddr::new(address, port).to_string();
-        self.add(protocol.as_str(), what, &Flow::Raw { protocol, address, port })
+        if self.passing == Passing::Udp {
+            self.add(protocol.as_str(), what, &Flow::Raw { protocol, address, port });
+            return Ok(());
+        }
+        // Such a guest has IPv4 and no other; and a policy that lets nothing pass gives it no way.
+        let byway = Byway::of(self.policy, self.passing);
+        let verdict = match (byway, address) {
+            (Some(byway), IpAddr::V4(v4)) => byway.decide(protocol, v4, port),
+            _ => Verdict {
+                outcome: Outcome::Deny,
+                rule: RuleRef::Default,
+                reason: Reason::DefaultAction,
+            },
+        };
+        self.steps.push(Step { of: protocol.as_str(), what, verdict });
+        Ok(())
+    }
+
+    /// TCP to whatever address a name has. Nobody looks at the name: only where no rule could speak
+    /// of the address is it known what becomes of it.
+    fn some_address(&mut self, name: HostName, port: u16) -> Result<(), BadQuestion> {
+        let speaks = |rule: &CidrRule| {
+            rule.protocol != CidrProtocol::Udp
+                && (rule.ports.is_empty() || rule.ports.contains(&port))
+        };
+        if self.policy.cidr_rules().iter().any(speaks) {
+            return Err(BadQuestion::ByAddress(name));
+        }
+        let outcome = match self.policy.default_action() {
+            Action::Allow => Outcome::Allow,
+            Action::Deny => Outcome::Deny,
+        };
+        let (rule, reason) = (RuleRef::Default, Reason::DefaultAction);
+        let verdict = Verdict { outcome, rule, reason };
+        self.steps.push(Step { of: "tcp", what: format!("{name}:{port}"), verdict });
+        Ok(())
     }
 
     fn request(&mut self, scheme: Scheme, rest: &str, method: &str) -> Result<(), BadQuestion> {
@@ -128,12 +181,14 @@ impl Steps<'_> {
         };
         let (method, target) = (Method::parse(method)?, Target::parse(target.as_bytes())?);
         if let Some(address) = address_of(name) {
-            self.raw(Protocol::Tcp, address, port);
-            return Ok(());
+            return self.raw(Protocol::Tcp, address, port);
         }
         let name = host(name)?;
         if !self.add("dns", name.to_string(), &Flow::Dns { name: &name, kind: DnsType::A }) {
             return Ok(());
+        }
+        if self.passing == Passing::All {
+            return self.some_address(name, port);
         }
         if scheme == Scheme::Https {
             let what = format!("{name}:{port}");
@@ -160,9 +215,9 @@ impl Steps<'_> {
 mod tests {
     use super::*;
 
-    fn lines(policy: &str, url: &str) -> Vec<String> {
+    fn lines(policy: &str, passing: Passing, url: &str) -> Vec<String> {
         let policy = Policy::parse(policy.as_bytes()).unwrap();
-        let steps = explain(&policy, url, "GET").unwrap();
+        let steps = explain(&policy, passing, url, "GET").unwrap();
         let line = |step: &Step<'_>| {
             let rule = step.verdict.rule;
             format!("{} {}: {}, {rule}", step.of, step.what, step.outcome())
@@ -201,13 +256,39 @@ mod tests {
             ),
             ("http://localhost/", &["dns localhost: deny, default"]),
             ("https://[2001:db8::1]/", &["tcp [2001:db8::1]:443: deny, default"]),
-            ("udp://10.0.0.1:53", &["udp 10.0.0.1:53: allow, cidrRules[0]"]),
+            ("udp://10.0.0.1:54", &["udp 10.0.0.1:54: allow, cidrRules[0]"]),
             ("tcp://[::1]:22", &["tcp [::1]:22: deny, default"]),
             ("dns://a.test/TXT", &["dns a.test/TXT: deny, hostRules[0]"]),
         ];
         for (url, expected) in cases {
-            assert_eq!(lines(POLICY, url), expected, "{url}");
+            assert_eq!(lines(POLICY, Passing::Udp, url), expected, "{url}");
         }
+    }
+
+    #[test]
+    fn of_a_sandbox_that_skips_its_proxy_the_address_alone_decides() {
+        let by_range = r#"{"defaultAction": "Allow", "cidrRules": [
+            {"cidr": "9.0.0.0/8", "protocol": "tcp", "ports": [22, 443], "action": "Deny"}]}"#;
+        let cases: [(&str, &str, &[&str]); 7] = [
+            (by_range, "tcp://9.1.2.3:443", &["tcp 9.1.2.3:443: deny, cidrRules[0]"]),
+            (by_range, "https://9.1.2.3/", &["tcp 9.1.2.3:443: deny, cidrRules[0]"]),
+            (by_range, "tcp://9.1.2.3:80", &["tcp 9.1.2.3:80: allow, default"]),
+            // Through the proxy it would want a rule.
+            (by_range, "udp://9.1.2.3:443", &["udp 9.1.2.3:443: allow, default"]),
+            (by_range, "tcp://[2a00::1]:80", &["tcp [2a00::1]:80: deny, default"]),
+            (
+                by_range,
+                "http://a.test/x",
+                &["dns a.test: allow, default", "tcp a.test:80: allow, default"],
+            ),
+            (r#"{"defaultAction": "Deny"}"#, "https://a.test/", &["dns a.test: deny, default"]),
+        ];
+        for (policy, url, expected) in cases {
+            assert_eq!(lines(policy, Passing::All, url), expected, "{url}");
+        }
+        let policy = Policy::parse(by_range.as_bytes()).unwrap();
+        let refused = explain(&policy, Passing::All, "https://a.test/", "GET").unwrap_err();
+        assert_eq!(refused, BadQuestion::ByAddress(HostName::of_wire("a.test").unwrap()));
     }
 
     #[test]
@@ -224,9 +305,10 @@ mod tests {
             "tcp://a.test:1",
             "tcp://1.2.3.4",
             "dns://a.test/ANY",
+            "udp://1.2.3.4:53",
         ] {
-            assert!(explain(&policy, url, "GET").is_err(), "{url}");
+            assert!(explain(&policy, Passing::Udp, url, "GET").is_err(), "{url}");
         }
-        assert!(explain(&policy, "https://a.test/", "G T").is_err());
+        assert!(explain(&policy, Passing::Udp, "https://a.test/", "G T").is_err());
     }
 }

@@ -7,7 +7,7 @@ use holdfast_api::egress::{
     Decision, EgressDecisions, ExplainedStep, Explanation, NetworkEgress, check_without_proxy,
     checked_json, of_record,
 };
-use holdfast_netpolicy::{DenySet, Policy, Step, explain};
+use holdfast_netpolicy::{DenySet, Passing, Policy, Step, explain};
 use holdfast_store::DecisionRecord;
 
 use super::{
@@ -83,8 +83,9 @@ fn decision(record: DecisionRecord) -> Decision {
 pub(super) async fn explanation(OfSandbox(record): OfSandbox, query: Query) -> Answer {
     let (url, method) = (query.need("url")?, query.get("method").unwrap_or("GET"));
     let policy = of_record(record.spec.egress_json.as_deref());
-    let steps =
-        explain(&policy, url, method).map_err(|error| Problem::invalid(error.to_string()))?;
+    let passing = Passing::of(record.spec.skip_egress_proxy);
+    let steps = explain(&policy, passing, url, method)
+        .map_err(|error| Problem::invalid(error.to_string()))?;
     let refused = steps.iter().find_map(Step::address).and_then(|address| {
         DenySet::default().check(address).err().map(|denied| ExplainedStep {
             of: "address".to_owned(),

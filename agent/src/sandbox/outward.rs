@@ -66,6 +66,6 @@ async fn put(node: &Node, record: &SandboxRecord, way: Way) {
 
 fn rules(record: &SandboxRecord) -> Rules {
     let policy = of_record(record.spec.egress_json.as_deref()).to_json().into_bytes();
-    let passing = if record.spec.skip_egress_proxy { Passing::All } else { Passing::Udp };
+    let passing = Passing::of(record.spec.skip_egress_proxy);
     Rules { generation: record.egress_generation, policy, passing }
 }

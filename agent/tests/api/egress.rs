@@ -197,6 +197,41 @@ async fn an_explanation_names_the_rule_and_what_no_policy_opens() {
 }
 
 #[tokio::test]
+async fn of_a_sandbox_that_skips_its_proxy_the_explanation_is_by_address() {
+    let skips = |skips: bool| {
+        move |config: &mut Config| {
+            plant(config);
+            let store = Store::open(&config.paths.state.join("store.redb")).unwrap();
+            let mut record = store.sandbox(&id()).unwrap().unwrap();
+            record.spec.skip_egress_proxy = skips;
+            let policy = json!({"defaultAction": "Allow", "cidrRules": [
+                {"cidr": "9.0.0.0/8", "protocol": "udp", "action": "Deny"}]});
+            record.spec.egress_json = Some(policy.to_string());
+            store.put_sandbox(&record).unwrap();
+        }
+    };
+    let at = path::egress_explain(&group(), id().as_str());
+    let ask = async |server: &Server, url: &str| {
+        let answer = server.get(&format!("{at}?url={url}")).await.json();
+        let steps = answer["steps"].as_array().unwrap();
+        let of: Vec<_> = steps.iter().map(|step| step["of"].as_str().unwrap().to_owned()).collect();
+        (answer["verdict"].as_str().unwrap().to_owned(), of.join(" "))
+    };
+    let through = Server::prepared(skips(false)).await;
+    let past = Server::prepared(skips(true)).await;
+    for (url, by_proxy, by_address) in [
+        ("https://a.test/", ("allow", "dns tls"), ("allow", "dns tcp")),
+        ("udp://8.8.8.8:443", ("deny", "udp"), ("allow", "udp")),
+        ("udp://9.9.9.9:443", ("deny", "udp"), ("deny", "udp")),
+        ("udp://10.0.0.1:443", ("deny", "udp"), ("deny", "udp address")),
+    ] {
+        let expected = |(verdict, of): (&str, &str)| (verdict.to_owned(), of.to_owned());
+        assert_eq!(ask(&through, url).await, expected(by_proxy), "{url}");
+        assert_eq!(ask(&past, url).await, expected(by_address), "{url}");
+    }
+}
+
+#[tokio::test]
 async fn a_secret_is_kept_sealed_and_given_back_to_whoever_asks_for_its_values_only() {
     let server = Server::start().await;
     let (list, at) = (path::secrets(&group()), path::secret(&group(), "api-key"));
