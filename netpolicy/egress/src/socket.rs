@@ -147,42 +147,40 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// A stream of which some bytes were read already: they come first.
-pub(crate) struct Prefixed<S> {
-    prefix: Vec<u8>,
-    at: usize,
-    pub(crate) inner: S,
+/// What there is between a stream and whoever reads from it.
+pub(crate) trait Reads {
+    fn poll_read<S: AsyncRead + Unpin>(
+        &mut self,
+        inner: Pin<&mut S>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>>;
 }
 
-impl<S> Prefixed<S> {
-    pub(crate) fn new(prefix: Vec<u8>, inner: S) -> Self {
-        Self { prefix, at: 0, inner }
+/// A stream that is read from by way of something, and written to as it is.
+pub(crate) struct Reading<R, S> {
+    by: R,
+    inner: S,
+}
+
+impl<R, S> Reading<R, S> {
+    pub(crate) fn new(by: R, inner: S) -> Self {
+        Self { by, inner }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
+impl<R: Reads + Unpin, S: AsyncRead + Unpin> AsyncRead for Reading<R, S> {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let left = &self.prefix[self.at..];
-        if left.is_empty() {
-            return Pin::new(&mut self.inner).poll_read(cx, buffer);
-        }
-        let count = left.len().min(buffer.remaining());
-        buffer.put_slice(&left[..count]);
-        self.at += count;
-        if self.at == self.prefix.len() {
-            // It has done its work: a connection may stay for hours.
-            self.prefix = Vec::new();
-            self.at = 0;
-        }
-        Poll::Ready(Ok(()))
+        let Self { by, inner } = self.get_mut();
+        by.poll_read(Pin::new(inner), cx, buffer)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
+impl<R: Unpin, S: AsyncWrite + Unpin> AsyncWrite for Reading<R, S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -209,5 +207,39 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// Bytes that were read already: they come first.
+pub(crate) struct Prefix {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Prefix {
+    pub(crate) fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, at: 0 }
+    }
+}
+
+impl Reads for Prefix {
+    fn poll_read<S: AsyncRead + Unpin>(
+        &mut self,
+        inner: Pin<&mut S>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let left = &self.bytes[self.at..];
+        if left.is_empty() {
+            return inner.poll_read(cx, buffer);
+        }
+        let count = left.len().min(buffer.remaining());
+        buffer.put_slice(&left[..count]);
+        self.at += count;
+        if self.at == self.bytes.len() {
+            // It has done its work: a connection may stay for hours.
+            *self = Self::new(Vec::new());
+        }
+        Poll::Ready(Ok(()))
     }
 }

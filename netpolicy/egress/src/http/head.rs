@@ -13,7 +13,9 @@ use std::{
 };
 
 use hyper::rt::{Sleep, Timer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::socket::{Reading, Reads};
 
 /// From the first byte of a request's head to its last.
 pub(super) const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
@@ -22,62 +24,28 @@ pub(super) const NEXT_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Whether anything came since the connection began to wait for a head.
 #[derive(Debug, Clone, Default)]
-struct Came(Arc<AtomicBool>);
+pub(super) struct Came(Arc<AtomicBool>);
 
-/// The guest's end of a connection, and the clock for it.
-pub(super) fn timed<S>(inner: S) -> (Heard<S>, HeadTimer) {
+/// The guest's end of a connection of HTTP/1.1, and the clock for it.
+pub(super) fn timed<S>(inner: S) -> (Reading<Came, S>, HeadTimer) {
     let came = Came::default();
-    (Heard { inner, came: came.clone() }, HeadTimer(came))
+    (Reading::new(came.clone(), inner), HeadTimer(came))
 }
 
-/// A connection that notes when something comes in.
-pub(super) struct Heard<S> {
-    inner: S,
-    came: Came,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
+/// Notes when something comes in.
+impl Reads for Came {
+    fn poll_read<S: AsyncRead + Unpin>(
+        &mut self,
+        inner: Pin<&mut S>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
+        let polled = inner.poll_read(cx, buffer);
         if buffer.filled().len() > before {
-            self.came.0.store(true, Relaxed);
+            self.0.store(true, Relaxed);
         }
         polled
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, pieces)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
     }
 }
 

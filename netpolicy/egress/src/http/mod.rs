@@ -4,6 +4,7 @@
 mod answer;
 mod ask;
 mod forward;
+mod frames;
 mod head;
 mod headers;
 mod judge;
@@ -22,13 +23,18 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use self::{answer::Body, head::NEXT_TIME_MAX, server::Servers};
+use self::{
+    answer::Body,
+    frames::Prompt,
+    head::{HEAD_TIME_MAX, NEXT_TIME_MAX},
+    server::Servers,
+};
 use crate::{
     accept::{Guest, alert, may_mint},
     relay::quiet,
     sandbox::{Because, Handshake, flow::Flow},
     setup::Setup,
-    socket::{Prefixed, Socket},
+    socket::{Prefix, Reading, Socket},
     tls::hello::ALERT_INTERNAL_ERROR,
 };
 
@@ -75,7 +81,7 @@ impl Door {
 /// Answers requests that come without TLS.
 pub(crate) async fn serve_plain(guest: &Guest, socket: Socket, first: Vec<u8>) -> io::Result<()> {
     let door = Door::new(guest, Scheme::Http, None);
-    serve(door, Prefixed::new(first, socket), false).await
+    serve(door, Reading::new(Prefix::new(first), socket), false).await
 }
 
 /// Answers in the server's place, with a certificate of the group's CA.
@@ -101,7 +107,7 @@ pub(crate) async fn serve_tls(
     }
     let acceptor = TlsAcceptor::from(minter.server.clone());
     // On the heap what is over before the connection is: every idle one keeps the rest of this.
-    let accepting = acceptor.accept(Prefixed::new(first, socket));
+    let accepting = acceptor.accept(Reading::new(Prefix::new(first), socket));
     let accepted = Box::pin(timeout(HANDSHAKE_TIME_MAX, accepting)).await;
     let stream = match accepted.unwrap_or(Err(io::ErrorKind::TimedOut.into())) {
         Ok(stream) => Box::new(stream),
@@ -151,7 +157,7 @@ where
     });
     let served = async {
         if h2 {
-            let io = TokioIo::new(stream);
+            let io = TokioIo::new(Reading::new(Prompt::new(HEAD_TIME_MAX), stream));
             hyper::server::conn::http2::Builder::new(FlowTasks(flow.clone()))
                 .timer(TokioTimer::new())
                 .auto_date_header(false)

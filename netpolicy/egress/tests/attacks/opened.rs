@@ -5,7 +5,7 @@ use std::{
     io::{self, Read, Write},
     net::Ipv4Addr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use holdfast_wire::egress::Verdict;
@@ -155,6 +155,8 @@ const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
+const END_OF_STREAM: u8 = 1;
+const END_OF_HEADERS: u8 = 4;
 const END_OF_STREAM_AND_HEADERS: u8 = 5;
 
 fn request(path: &[u8], more: &[u8]) -> Vec<u8> {
@@ -233,6 +235,42 @@ fn d8_what_would_be_two_requests_or_two_headers_in_http_1_is_reset() {
         }
         assert_eq!(rig.outside.seen(OTHER, 443).requests.len(), 1, "{what} went on");
     }
+}
+
+#[test]
+fn d14_a_head_of_http_2_that_does_not_end_is_given_10_seconds() {
+    let rig = with_server("Full", |rig| rig.outside.authority.server(&[NAME]));
+    let roots = rig.ca.roots();
+    let (kind, took) = rig.guest(async move {
+        let begin = frame(HEADERS, END_OF_STREAM, 1, &request(b"/", &[]));
+        // The same in two frames that come at once.
+        let mut whole = open(roots.clone()).await;
+        let end = frame(CONTINUATION, END_OF_HEADERS, 1, &field("x", b"1"));
+        whole.write_all(&[&begin[..], &end].concat()).await.unwrap();
+        let (kind, ..) = next(&mut whole).await.unwrap();
+
+        // Of frames there is a limit: byte by byte it takes the longest.
+        let mut slow = open(roots).await;
+        let endless = &frame(CONTINUATION, END_OF_HEADERS, 1, &[0; 1000])[..9];
+        slow.write_all(&[&begin[..], endless].concat()).await.unwrap();
+        let began = Instant::now();
+        loop {
+            tokio::select! {
+                told = next(&mut slow) => {
+                    assert!(matches!(told, Ok((GOAWAY, ..)) | Err(_)), "it was answered: {told:?}");
+                    break;
+                }
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+            if slow.write_all(&[0]).await.is_err() {
+                break;
+            }
+        }
+        (kind, began.elapsed())
+    });
+    assert_eq!(kind, HEADERS, "what is whole is answered");
+    assert!((9..20).contains(&took.as_secs()), "{took:?}");
+    assert_eq!(rig.outside.seen(OTHER, 443).requests.len(), 1);
 }
 
 fn resident_kib(rig: &Rig) -> usize {
