@@ -15,7 +15,10 @@ use holdfast_wire::egress::{self, ProxyKind, UpstreamProxy};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use crate::{egress::parse_resolver, tls::host_name};
+use crate::{
+    egress::{EGRESS_OWN_UIDS, parse_resolver},
+    tls::host_name,
+};
 
 /// Where the configuration is looked for when no `--config` is given. A missing file means
 /// defaults.
@@ -381,7 +384,11 @@ impl Config {
                 self.egress.resolvers.iter().all(|text| parse_resolver(text).is_some()),
                 "must be addresses, with or without a port",
             ),
-            ("egress.lifted", self.egress.ranges_fit(), "must be ranges, as 10.0.0.0/8, by group"),
+            (
+                "egress.lifted",
+                self.egress.ranges_fit(),
+                "must be ranges, as 10.0.0.0/8, by group, of 512 at most",
+            ),
             (
                 "egress.upstream_proxy",
                 self.egress.upstream_proxy.is_none() || self.egress.upstream_proxy().is_some(),
@@ -475,7 +482,8 @@ impl Egress {
     }
 
     fn ranges_fit(&self) -> bool {
-        self.lifted.values().flatten().all(|text| text.parse::<Cidr>().is_ok())
+        self.lifted.len() <= EGRESS_OWN_UIDS.len()
+            && self.lifted.values().flatten().all(|text| text.parse::<Cidr>().is_ok())
     }
 }
 

@@ -145,11 +145,20 @@ fn the_ruleset_replaces_itself() {
 }
 
 #[test]
+fn every_deny_set_of_the_rules_is_the_one() {
+    let sets = holdfast_netpolicy::HOST_RULESET.lines().map(str::trim);
+    let sets: Vec<_> = sets.filter(|line| line.starts_with("set denied")).collect();
+    assert!(sets.len() > 2);
+    for set in sets {
+        assert!(set.contains("elements = $denied"), "{set}");
+    }
+}
+
+#[test]
 fn the_deny_set_of_the_rules_is_that_of_the_policies() {
     let listed = |set: &str| {
         let text = holdfast_netpolicy::HOST_RULESET;
-        let begin = text.find(&format!("set {set} {{")).expect("there is such a set");
-        let elements = text[begin..].split("elements = {").nth(1).unwrap();
+        let elements = text.split(&format!("define {set} = {{")).nth(1).expect("it is defined");
         let elements = elements.split('}').next().unwrap();
         let mut ranges: Vec<String> =
             elements.split(',').map(|range| range.trim().to_owned()).collect();

@@ -304,7 +304,9 @@ impl Table {
 
     fn put_guard(&mut self) -> Result<(), EgressError> {
         let guard = std::mem::take(&mut self.guard);
-        let put = self.nft().and_then(|nft| Ok(nft.guard(&guard.servers, &guard.lifted)?));
+        let put = self
+            .nft()
+            .and_then(|nft| Ok(nft.guard(&guard.servers, &guard.lifted, &guard.lifted_of)?));
         self.guard = guard;
         put
     }
@@ -473,7 +475,12 @@ fn keep(byways: &Weak<Byways>) {
 
 /// As at boot, and without the rules of others going.
 fn load_host_rules() -> Result<(), EgressError> {
-    let rules = HOST_RULESET.replace("flush ruleset\n", "");
+    // What is left of some table would have each of its rules twice. One that is not there cannot be
+    // deleted, so it is made first.
+    let tables = HOST_RULESET.lines().filter_map(|line| line.strip_suffix(" {"));
+    let tables = tables.filter(|table| table.starts_with("table "));
+    let anew: String = tables.map(|table| format!("{table}\ndelete {table}\n")).collect();
+    let rules = HOST_RULESET.replace("flush ruleset\n", &anew);
     let failed = |source| EgressError::Rules { source };
     let mut nft = Command::new("nft")
         .args(["-f", "-"])

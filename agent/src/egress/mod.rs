@@ -45,7 +45,7 @@ pub use self::{
     byways::Unrecorded,
     decisions::{Carried, Decided, Decisions, Report},
     error::EgressError,
-    process::EGRESS_UID,
+    process::{EGRESS_OWN_UIDS, EGRESS_UID},
     told::sink,
 };
 use crate::{
@@ -167,6 +167,7 @@ impl Shared {
             socket: self.run.join(format!("{name}.sock")),
             cgroups: self.cgroups.clone(),
             name: format!("{CGROUP_PREFIX}{name}"),
+            user: setup::user_of(&self.config, group),
         }
     }
 }

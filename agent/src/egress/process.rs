@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    ops::Range,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::Stdio,
@@ -18,6 +19,7 @@ use rustix::{
         AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
         socketpair,
     },
+    process::geteuid,
 };
 use tokio::process::{Child, Command};
 
@@ -27,8 +29,11 @@ use crate::{
     confined::{self, Share},
 };
 
-/// User and group of every egress process. The host's rules know it by this.
+/// User and group of egress processes. The host's rules know them by this.
 pub const EGRESS_UID: u32 = 199_998;
+
+/// Those of processes whose groups may go where others may not, one for each such group.
+pub const EGRESS_OWN_UIDS: Range<u32> = 199_000..199_512;
 
 /// Names of their cgroups begin so; no sandbox's does.
 pub(super) const CGROUP_PREFIX: &str = "egress-";
@@ -58,6 +63,8 @@ pub(super) struct Place {
     pub(super) cgroups: CgroupTree,
     /// Of its cgroup.
     pub(super) name: String,
+    /// Whom it runs as, and as what group.
+    pub(super) user: u32,
 }
 
 /// A process that runs.
@@ -75,6 +82,13 @@ impl Place {
     /// left of it too. Blocks.
     pub(super) fn find(&self) -> Result<Option<(Process, OwnedFd)>, EgressError> {
         let cgroup = self.cgroups.adopt(&self.name)?;
+        // With a configuration that has changed a user may be another group's.
+        if let Some(cgroup) = &cgroup
+            && !self.runs_as_its_user(cgroup)
+        {
+            warn!(cgroup = self.name; "an egress process is another user than it should be: it is ended");
+            return Ok(None);
+        }
         let socket = socket_with(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -105,7 +119,7 @@ impl Place {
         let mut handover = Handover::default();
         handover.place(theirs, CONTROL_FD)?;
         handover.place(listener, LISTEN_FD)?;
-        let command = confined::command(&self.program, handover, EGRESS_UID, cgroup.as_ref())?;
+        let command = confined::command(&self.program, handover, self.user, cgroup.as_ref())?;
         // Its log outlives this agent: it goes where ours does.
         let child = Command::from(command)
             .stdin(Stdio::null())
@@ -114,6 +128,20 @@ impl Place {
             .spawn()
             .map_err(|source| EgressError::Start { program: self.program.clone(), source })?;
         Ok((Process { child: Some(child), cgroup, socket: self.socket.clone() }, own))
+    }
+
+    /// Whether all that is in there is the user it should be.
+    fn runs_as_its_user(&self, cgroup: &Cgroup) -> bool {
+        if !geteuid().is_root() {
+            // It cannot be another than we are.
+            return true;
+        }
+        let pids = fs::read_to_string(cgroup.path().join("cgroup.procs")).unwrap_or_default();
+        pids.lines().all(|pid| {
+            // One that has ended meanwhile has no file, and does nothing.
+            let status = fs::read_to_string(format!("/proc/{pid}/status"));
+            status.map_or(true, |status| users_of(&status).all(|user| user == Some(self.user)))
+        })
     }
 
     fn listen(&self) -> Result<OwnedFd, EgressError> {
@@ -144,6 +172,12 @@ impl Place {
             source: errno.into(),
         })
     }
+}
+
+/// Real, effective, saved and file system's user of proc_pid_status(5).
+fn users_of(status: &str) -> impl Iterator<Item = Option<u32>> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    line.split_whitespace().map(|user| user.parse().ok())
 }
 
 impl Process {

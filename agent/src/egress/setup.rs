@@ -1,17 +1,26 @@
 //! What every egress process of this node is configured with.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr, ToSocketAddrs as _},
+};
 
 use fs_err as fs;
 use holdfast_model::GroupKey;
 use holdfast_netpolicy::Cidr;
 use holdfast_wire::egress::{Configure, Resolver, UpstreamProxy};
 
-use super::EgressError;
+use super::{
+    EgressError,
+    process::{EGRESS_OWN_UIDS, EGRESS_UID},
+};
 use crate::{config, tls};
 
 /// What tells the text of a PEM file from the path of one.
 const PEM_BEGIN: &str = "-----BEGIN ";
+
+/// In the place of a group's name: all of them.
+const ALL_GROUPS: &str = "*";
 
 /// Where the system's own name servers are named.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -26,8 +35,10 @@ const DNS_PORT: u16 = 53;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Guard {
     pub(super) servers: Vec<SocketAddr>,
-    /// Of some group: they all run as one user.
+    /// Of all groups.
     pub(super) lifted: Vec<Cidr>,
+    /// Of single groups, by the user that their processes are.
+    pub(super) lifted_of: BTreeMap<u32, Vec<Cidr>>,
 }
 
 /// Of the configuration, with the files it names read.
@@ -76,8 +87,10 @@ impl Setup {
 
     /// Of the deny-set, for a group.
     pub(super) fn lifted(&self, group: &GroupKey) -> Vec<Cidr> {
-        let of = |name: &str| self.config.lifted.get(name).into_iter().flatten();
-        of("*").chain(of(group.name())).filter_map(|range| range.parse().ok()).collect()
+        let of = |name: &str| ranges(self.config.lifted.get(name).into_iter().flatten());
+        let mut lifted = of(ALL_GROUPS);
+        lifted.extend(of(group.name()));
+        lifted
     }
 
     /// What the host's rules must let egress processes reach. Blocks for names.
@@ -91,8 +104,11 @@ impl Setup {
         }
         servers.sort_unstable();
         servers.dedup();
-        let lifted = self.config.lifted.values().flatten();
-        Guard { servers, lifted: lifted.filter_map(|range| range.parse().ok()).collect() }
+        let lifted = ranges(self.config.lifted.get(ALL_GROUPS).into_iter().flatten());
+        let lifted_of = user_of_each(&self.config)
+            .filter_map(|(name, user)| Some((user, ranges(self.config.lifted.get(name)?))))
+            .collect();
+        Guard { servers, lifted, lifted_of }
     }
 
     pub(super) fn configure(&self, group: &GroupKey, ca: &tls::Authority) -> Configure {
@@ -102,12 +118,29 @@ impl Setup {
             ca_key_pem: ca.key_pem(),
             extra_roots_pem: self.extra_roots_pem.clone(),
             resolvers: self.resolvers.clone(),
-            deny_exceptions: lifted("*").chain(lifted(group.name())).collect(),
+            deny_exceptions: lifted(ALL_GROUPS).chain(lifted(group.name())).collect(),
             node_addresses: self.addresses.clone(),
             limits: self.config.limits(),
             upstream_proxy: self.upstream_proxy.clone(),
         }
     }
+}
+
+/// Groups that have ranges of their own, each with the user that is for its processes alone.
+fn user_of_each(config: &config::Egress) -> impl Iterator<Item = (&str, u32)> {
+    let names = config.lifted.keys().map(String::as_str).filter(|name| *name != ALL_GROUPS);
+    names.zip(EGRESS_OWN_UIDS)
+}
+
+/// The user and group that a group's processes are. The host's rules know them by that: what is
+/// lifted for one group is for no other.
+pub(super) fn user_of(config: &config::Egress, group: &GroupKey) -> u32 {
+    let own = user_of_each(config).find(|(name, _)| *name == group.name());
+    own.map_or(EGRESS_UID, |(_, user)| user)
+}
+
+fn ranges<'a>(texts: impl IntoIterator<Item = &'a String>) -> Vec<Cidr> {
+    texts.into_iter().filter_map(|range| range.parse().ok()).collect()
 }
 
 /// `ADDRESS` or `ADDRESS:PORT`, with brackets around an IPv6 address that has a port.
@@ -135,6 +168,27 @@ fn name_servers(text: &str) -> Vec<Resolver> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_group_with_ranges_of_its_own_is_a_user_of_its_own_and_the_others_are_one() {
+        let toml =
+            r#"lifted = { "*" = ["10.0.0.0/8"], b = ["11.0.0.0/8"], a = [], "0" = ["fd00::/8"] }"#;
+        let config: config::Egress = toml::from_str(toml).unwrap();
+        let user = |name: &str| user_of(&config, &GroupKey::new("local", "default", name).unwrap());
+        let first = EGRESS_OWN_UIDS.start;
+        assert_eq!((user("0"), user("a"), user("b")), (first, first + 1, first + 2));
+        assert_eq!((user("c"), user("default")), (EGRESS_UID, EGRESS_UID));
+        assert!(!EGRESS_OWN_UIDS.contains(&EGRESS_UID));
+        let setup = Setup::load(&config).unwrap();
+        let Guard { lifted, lifted_of, .. } = setup.guard();
+        assert_eq!(lifted, ["10.0.0.0/8".parse().unwrap()]);
+        let own: Vec<_> = lifted_of.into_iter().collect();
+        let range = |text: &str| vec![text.parse::<Cidr>().unwrap()];
+        assert_eq!(
+            own,
+            [(first, range("fd00::/8")), (first + 1, vec![]), (first + 2, range("11.0.0.0/8"))]
+        );
+    }
 
     fn resolver(address: &str, port: u16) -> Resolver {
         Resolver { address: address.parse().unwrap(), port }

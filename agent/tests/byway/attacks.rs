@@ -111,8 +111,8 @@ fn a11_a_source_that_is_not_the_sandboxs_goes_nowhere() {
     one.guest.send(&Packet { from: two.number.address(), ..Packet::udp(EVIL, 98, b"x") }.frame());
     assert_eq!(world.outside.count(EVIL), 0);
     world.in_host(
-        "nft delete rule inet host byway2 handle \
-         $(nft -a list chain inet host byway2 | sed -n 's/.*iifname != .byway2. .*# handle //p')",
+        "nft delete rule inet byways2 byway2 handle \
+         $(nft -a list chain inet byways2 byway2 | sed -n 's/.*iifname != .byway2. .*# handle //p')",
     );
     one.guest.send(&Packet { from: two.number.address(), ..Packet::udp(EVIL, 97, b"x") }.frame());
     assert!(world.outside.saw(EVIL), "the test does not see it arrive without that rule");

@@ -14,10 +14,9 @@ use netlink_packet_netfilter::{
 };
 
 use crate::{
-    Nft, NftError, TABLE,
+    BYWAY_TABLES, BYWAY_TABLES_COUNT, Nft, NftError,
     expression::{
-        Original, compare, destination, is_in, load, mark, not_over, protocol, verdict,
-        verdict_data,
+        Original, destination, is_in, load, mark, not_over, ports, protocol, verdict, verdict_data,
     },
     kernel::{Batch, pass_every_cpu},
 };
@@ -87,6 +86,11 @@ impl BywayNumber {
         }
     }
 
+    /// Of the table that its chain is in.
+    fn table(self) -> String {
+        format!("{BYWAY_TABLES}{}", self.0 % BYWAY_TABLES_COUNT)
+    }
+
     /// The next one, and the first behind the last.
     #[must_use]
     pub fn next(self) -> Self {
@@ -110,25 +114,31 @@ impl Nft {
         byway: &Byway<'_>,
         lifted: &[Cidr],
     ) -> Result<(), NftError> {
-        let mut chain = Chain { name: number.to_string(), batch: Batch::new(), sets: 0 };
+        let mut chain = Chain {
+            table: number.table(),
+            name: number.to_string(),
+            batch: Batch::new(),
+            marks: None,
+            sets: 0,
+        };
         chain
             .batch
             .create(NfTablesMessage::NewChain(ChainMessage { attributes: chain.own_attributes() }));
-        chain.batch.delete(NfTablesMessage::DeleteRule(rules_of(&chain.name)));
+        chain.batch.delete(NfTablesMessage::DeleteRule(rules_of(number)));
         // Nobody else's, neither from there nor to there.
         for to_sandbox in [false, true] {
-            chain.rule(not_over(&number.to_string(), to_sandbox), None);
+            chain.rule(not_over(&number.to_string(), to_sandbox), []);
         }
         let lifted = lifted.iter().filter(|range| range.network().is_ipv4());
         let mut closed: Vec<_> =
             lifted.flat_map(|range| destination(Operator::NotEqual, range)).collect();
         closed.push(load(Original::Destination));
         closed.push(is_in(DENIED_RANGES, None));
-        chain.rule(closed, Some(Action::Deny));
+        chain.rule(closed, mark(mark_of(Action::Deny)));
         for rule in &byway.rules {
             chain.policy_rule(rule);
         }
-        chain.rule([], Some(byway.otherwise));
+        chain.otherwise(byway.otherwise);
         let Chain { name, mut batch, .. } = chain;
         let data = SetElementAttribute::Data(verdict_data(Verdict::Jump, Some(&name)));
         batch.create(NfTablesMessage::NewSetElement(map_element(number, Some(data))));
@@ -144,9 +154,9 @@ impl Nft {
         let name = number.to_string();
         let mut batch = Batch::new();
         batch.delete(NfTablesMessage::DeleteSetElement(map_element(number, None)));
-        batch.delete(NfTablesMessage::DeleteRule(rules_of(&name)));
+        batch.delete(NfTablesMessage::DeleteRule(rules_of(number)));
         batch.delete(NfTablesMessage::DeleteChain(ChainMessage {
-            attributes: vec![ChainAttribute::Table(TABLE.to_owned()), ChainAttribute::Name(name)],
+            attributes: vec![ChainAttribute::Table(number.table()), ChainAttribute::Name(name)],
         }));
         self.commit("that a way past a proxy goes", batch.end())?;
         pass_every_cpu().map_err(NftError::Talk)
@@ -162,14 +172,11 @@ impl Nft {
                 return None;
             };
             let ChainMessage { attributes } = chain;
-            let ours = attributes
-                .iter()
-                .any(|it| matches!(it, ChainAttribute::Table(table) if table == TABLE));
-            let name = attributes.iter().find_map(|it| match it {
+            let number = attributes.iter().find_map(|it| match it {
                 ChainAttribute::Name(name) => BywayNumber::of_name(name),
                 _ => None,
-            });
-            name.filter(|_| ours)
+            })?;
+            attributes.contains(&ChainAttribute::Table(number.table())).then_some(number)
         };
         Ok(listed.into_iter().filter_map(number).collect())
     }
@@ -177,29 +184,69 @@ impl Nft {
 
 /// A chain that is being written.
 struct Chain {
+    table: String,
     name: String,
     batch: Batch,
+    /// What its last rule leaves on packets that no rule before has decided.
+    marks: Option<Action>,
     /// Sets without names so far.
     sets: u32,
 }
 
+/// Runs of ports of one rule that are compared one by one. More are put into a set: the kernel goes
+/// over all sets of the table whenever one is made or looked for, be it another sandbox's.
+const PORT_RUNS_MAX: usize = 4;
+
+const fn mark_of(action: Action) -> u32 {
+    match action {
+        Action::Allow => ALLOWED_MARK,
+        Action::Deny => DENIED_MARK,
+    }
+}
+
+/// First and last of ports that follow each other.
+fn runs(ports: &[u16]) -> Vec<(u16, u16)> {
+    let mut ports = ports.to_vec();
+    ports.sort_unstable();
+    let mut runs: Vec<(u16, u16)> = Vec::new();
+    for port in ports {
+        match runs.last_mut() {
+            Some((_, last)) if port <= last.saturating_add(1) => *last = port,
+            _ => runs.push((port, port)),
+        }
+    }
+    runs
+}
+
 impl Chain {
     fn own_attributes(&self) -> Vec<ChainAttribute> {
-        vec![ChainAttribute::Table(TABLE.to_owned()), ChainAttribute::Name(self.name.clone())]
+        vec![ChainAttribute::Table(self.table.clone()), ChainAttribute::Name(self.name.clone())]
     }
 
-    fn rule(&mut self, conditions: impl IntoIterator<Item = Expressions>, action: Option<Action>) {
-        let mut expressions: Vec<_> = conditions.into_iter().collect();
-        match action {
-            Some(Action::Allow) => expressions.extend(mark(ALLOWED_MARK)),
-            Some(Action::Deny) => expressions.extend(mark(DENIED_MARK)),
-            None => {}
+    /// Leaves it at what is on the packet, and what `end` puts there, where all conditions hold.
+    fn rule(
+        &mut self,
+        conditions: impl IntoIterator<Item = Expressions>,
+        end: impl IntoIterator<Item = Expressions>,
+    ) {
+        let leave = verdict(Verdict::Return, None);
+        self.append(conditions.into_iter().chain(end).chain([leave]));
+    }
+
+    /// Has what no rule has decided so far be allowed or denied, unless a later one says otherwise.
+    /// Once for all rules that say the same: at each change the kernel goes over every rule of
+    /// every chain, and by far the most of the time goes there.
+    fn otherwise(&mut self, action: Action) {
+        if self.marks.replace(action) != Some(action) {
+            self.append(mark(mark_of(action)));
         }
-        expressions.push(verdict(Verdict::Return, None));
+    }
+
+    fn append(&mut self, expressions: impl IntoIterator<Item = Expressions>) {
         let expressions = expressions.into_iter().map(ListAttribute::from).collect();
         self.batch.append(NfTablesMessage::NewRule(RuleMessage {
             attributes: vec![
-                RuleAttribute::Table(TABLE.to_owned()),
+                RuleAttribute::Table(self.table.clone()),
                 RuleAttribute::Chain(self.name.clone()),
                 RuleAttribute::Expressions(expressions),
             ],
@@ -207,6 +254,7 @@ impl Chain {
     }
 
     fn policy_rule(&mut self, rule: &BywayRule<'_>) {
+        self.otherwise(rule.action);
         let mut conditions = Vec::new();
         if let Some(of) = rule.protocol {
             conditions.extend(protocol(of));
@@ -214,19 +262,18 @@ impl Chain {
         if rule.range.prefix() > 0 {
             conditions.extend(destination(Operator::Equal, &rule.range));
         }
-        match rule.ports {
-            [] => {}
-            [port] => {
-                conditions.push(load(Original::Port));
-                conditions.push(compare(Operator::Equal, &port.to_be_bytes()));
-            }
-            ports => {
-                let (set, id) = self.set_of(ports);
-                conditions.push(load(Original::Port));
-                conditions.push(is_in(&set, Some(id)));
-            }
+        let runs = runs(rule.ports);
+        if runs.is_empty() {
+            return self.rule(conditions, []);
         }
-        self.rule(conditions, Some(rule.action));
+        if runs.len() > PORT_RUNS_MAX {
+            let (set, id) = self.set_of(rule.ports);
+            conditions.extend([load(Original::Port), is_in(&set, Some(id))]);
+            return self.rule(conditions, []);
+        }
+        for (first, last) in runs {
+            self.rule(conditions.clone(), ports(first, last));
+        }
     }
 
     /// A set that lives as long as the rule that looks into it.
@@ -236,7 +283,7 @@ impl Chain {
         let (name, id) = ("__set%d".to_owned(), self.sets);
         self.batch.create(NfTablesMessage::NewSet(SetMessage {
             attributes: vec![
-                SetAttribute::Table(TABLE.to_owned()),
+                SetAttribute::Table(self.table.clone()),
                 SetAttribute::Name(name.clone()),
                 SetAttribute::Flags(SetFlags::Anonymous | SetFlags::Constant),
                 SetAttribute::KeyType(INET_SERVICE),
@@ -253,7 +300,7 @@ impl Chain {
         };
         self.batch.create(NfTablesMessage::NewSetElement(SetElementMessage {
             attributes: vec![
-                SetElementList::Table(TABLE.to_owned()),
+                SetElementList::Table(self.table.clone()),
                 SetElementList::Set(name.clone()),
                 SetElementList::SetId(id),
                 SetElementList::Elements(ports.into_iter().map(element).collect()),
@@ -263,11 +310,11 @@ impl Chain {
     }
 }
 
-fn rules_of(chain: &str) -> RuleMessage {
+fn rules_of(number: BywayNumber) -> RuleMessage {
     RuleMessage {
         attributes: vec![
-            RuleAttribute::Table(TABLE.to_owned()),
-            RuleAttribute::Chain(chain.to_owned()),
+            RuleAttribute::Table(number.table()),
+            RuleAttribute::Chain(number.to_string()),
         ],
     }
 }
@@ -278,7 +325,7 @@ fn map_element(number: BywayNumber, data: Option<SetElementAttribute>) -> SetEle
     element.extend(data);
     SetElementMessage {
         attributes: vec![
-            SetElementList::Table(TABLE.to_owned()),
+            SetElementList::Table(number.table()),
             SetElementList::Set(MAP.to_owned()),
             SetElementList::Elements(vec![ListAttribute::Element(element)]),
         ],
@@ -288,6 +335,14 @@ fn map_element(number: BywayNumber, data: Option<SetElementAttribute>) -> SetEle
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_that_follow_each_other_are_one_run() {
+        assert_eq!(runs(&[]), []);
+        assert_eq!(runs(&[53]), [(53, 53)]);
+        assert_eq!(runs(&[443, 80, 81, 80, 82]), [(80, 82), (443, 443)]);
+        assert_eq!(runs(&[65535, 65534, 0]), [(0, 0), (65534, 65535)]);
+    }
 
     #[test]
     fn each_number_has_a_name_and_an_address_and_is_known_by_both() {

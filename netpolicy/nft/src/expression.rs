@@ -94,6 +94,10 @@ pub(crate) fn destination(operator: Operator, range: &Cidr) -> Vec<Expressions> 
         // There are none of these, and one that lies nowhere is right all the same.
         return vec![load(Original::Destination), compare(operator, &[0; 4])];
     };
+    let whole = usize::from(range.prefix() / 8);
+    if range.prefix().is_multiple_of(8) && whole > 0 {
+        return vec![load(Original::Destination), compare(operator, &network.octets()[..whole])];
+    }
     let mask = u32::MAX.checked_shl(32 - u32::from(range.prefix())).unwrap_or(0);
     let mask = Expressions::Bitwise(vec![
         Bitwise::SourceRegister(REGISTER),
@@ -111,6 +115,20 @@ pub(crate) fn protocol(protocol: Protocol) -> [Expressions; 2] {
         Protocol::Udp => 17,
     };
     [load(Original::Protocol), compare(Operator::Equal, &[number])]
+}
+
+/// The port that the connection was begun to is one of these.
+pub(crate) fn ports(first: u16, last: u16) -> Vec<Expressions> {
+    let (first, last) = (first.to_be_bytes(), last.to_be_bytes());
+    let mut conditions = vec![load(Original::Port)];
+    if first == last {
+        conditions.push(compare(Operator::Equal, &first));
+    } else {
+        // Bytes are compared as they lie, and the high one lies first.
+        conditions.push(compare(Operator::GreatherThanEqual, &first));
+        conditions.push(compare(Operator::LessThanEqual, &last));
+    }
+    conditions
 }
 
 /// What was loaded is in the set. `id`: of a set without a name that is made with the rule.

@@ -1,11 +1,13 @@
 //! Where the processes that talk to the outside for sandboxes may go, besides where everybody may.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr},
 };
 
 use holdfast_netpolicy::Cidr;
+use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::{
     NetfilterMessage, NetfilterMessageInner,
     nftables::{
@@ -14,10 +16,13 @@ use netlink_packet_netfilter::{
     },
 };
 
-use crate::{Nft, NftError, TABLE, kernel::Batch};
+use crate::{BYWAY_TABLES, BYWAY_TABLES_COUNT, Nft, NftError, TABLE, kernel::Batch};
 
 /// What ends an interval: `NFT_SET_ELEM_INTERVAL_END`.
 const INTERVAL_END: u32 = 1;
+
+/// `NFTA_DATA_VALUE`.
+const DATA_VALUE: u16 = 1;
 
 impl Nft {
     /// Whether the host's ruleset is loaded.
@@ -27,24 +32,33 @@ impl Nft {
             what,
             NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() }),
         )?;
-        let ours = |message: &NetfilterMessage| {
-            let NetfilterMessageInner::NfTables(NfTablesMessage::NewChain(chain)) = &message.inner
-            else {
-                return false;
-            };
-            let table = ChainAttribute::Table(TABLE.to_owned());
-            let guard = ChainAttribute::Name("from_egress".to_owned());
-            chain.attributes.contains(&table) && chain.attributes.contains(&guard)
+        let is_there = |table: String, name: &str| {
+            let (table, name) = (ChainAttribute::Table(table), ChainAttribute::Name(name.into()));
+            chains.iter().any(|message| match &message.inner {
+                NetfilterMessageInner::NfTables(NfTablesMessage::NewChain(chain)) => {
+                    chain.attributes.contains(&table) && chain.attributes.contains(&name)
+                }
+                _ => false,
+            })
         };
-        if chains.iter().any(ours) {
+        let of_byways = |number: u16| format!("{BYWAY_TABLES}{number}");
+        if is_there(TABLE.to_owned(), "from_egress")
+            && (0..BYWAY_TABLES_COUNT).all(|number| is_there(of_byways(number), "forward"))
+        {
             return Ok(());
         }
         Err(NftError::Refused { what, source: io::ErrorKind::NotFound.into() })
     }
 
     /// Lets these processes reach `servers`, wherever they are, and `lifted` of what is closed to
-    /// them otherwise. What they were let reach before and is not among these is closed again.
-    pub fn guard(&self, servers: &[SocketAddr], lifted: &[Cidr]) -> Result<(), NftError> {
+    /// them otherwise; those that run as a user of `lifted_of` also what is lifted for it. What they
+    /// were let reach before and is not among these is closed again.
+    pub fn guard(
+        &self,
+        servers: &[SocketAddr],
+        lifted: &[Cidr],
+        lifted_of: &BTreeMap<u32, Vec<Cidr>>,
+    ) -> Result<(), NftError> {
         let mut batch = Batch::new();
         for v6 in [false, true] {
             let servers = servers.iter().filter(|it| it.is_ipv6() == v6).map(server).collect();
@@ -52,6 +66,11 @@ impl Nft {
             let ranges = outermost(lifted, v6);
             let ends = ranges.iter().flat_map(interval).collect();
             replace(&mut batch, if v6 { "lifted6" } else { "lifted4" }, ends);
+            let of_users = lifted_of.iter().flat_map(|(user, ranges)| {
+                outermost(ranges, v6).into_iter().map(|range| range_of(*user, &range))
+            });
+            let set = if v6 { "lifted6_of" } else { "lifted4_of" };
+            replace(&mut batch, set, of_users.collect());
         }
         self.commit("where egress processes may go", batch.end())
     }
@@ -129,6 +148,32 @@ fn interval(range: &Cidr) -> Vec<Element> {
     let mut ends = vec![element(range.network(), false)];
     ends.extend(behind.map(|behind| element(behind, true)));
     ends
+}
+
+/// Its first address and its last, of one user. Of keys that are put together these are in one
+/// element.
+fn range_of(user: u32, range: &Cidr) -> Element {
+    let key = |address: IpAddr| {
+        // The rules turn it round, as all that is looked for in ranges.
+        let mut key = user.to_be_bytes().to_vec();
+        key.extend(bytes(address));
+        key
+    };
+    let host_bits = |width: u32| width - u32::from(range.prefix());
+    let last = match range.network() {
+        IpAddr::V4(v4) => {
+            let hosts = u32::MAX.checked_shr(32 - host_bits(32)).unwrap_or(0);
+            IpAddr::V4((u32::from(v4) | hosts).into())
+        }
+        IpAddr::V6(v6) => {
+            let hosts = u128::MAX.checked_shr(128 - host_bits(128)).unwrap_or(0);
+            IpAddr::V6((u128::from(v6) | hosts).into())
+        }
+    };
+    ListAttribute::Element(vec![
+        SetElementAttribute::Key(DataAttribute::Value(key(range.network()))),
+        SetElementAttribute::KeyEnd(vec![DefaultNla::new(DATA_VALUE, key(last))]),
+    ])
 }
 
 #[cfg(test)]

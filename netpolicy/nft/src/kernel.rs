@@ -17,7 +17,7 @@ use rustix::{
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
 };
 
-use crate::NftError;
+use crate::{NftError, sys};
 
 /// `NFNL_SUBSYS_NFTABLES`: whom a transaction is for.
 const NFTABLES: u16 = 10;
@@ -202,7 +202,10 @@ pub(crate) fn split<T: NetlinkDeserializable>(
 
 /// Waits until every CPU has run this thread. Packets are judged where no thread is run in between:
 /// those that were judged by what was before a transaction have gone on their way then.
+///
+/// Ahead of everybody else who wants a CPU: behind them it would take milliseconds for each.
 pub(crate) fn pass_every_cpu() -> io::Result<()> {
+    let _ahead = sys::Ahead::begin();
     let before = sched_getaffinity(None)?;
     for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| before.is_set(*cpu)) {
         let mut one = CpuSet::new();

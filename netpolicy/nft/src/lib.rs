@@ -5,7 +5,6 @@
 //! whole ruleset at each call, which takes the longer the more sandboxes there are: here the kernel
 //! is told only what changes, over nfnetlink, each time in one transaction. A packet meets what was
 //! before it or what is after it, and nothing between.
-#![forbid(unsafe_code)]
 
 mod byways;
 mod connections;
@@ -14,6 +13,7 @@ mod expression;
 mod guard;
 mod heard;
 mod kernel;
+mod sys;
 mod traffic;
 
 pub use self::{
@@ -24,5 +24,10 @@ pub use self::{
     traffic::Traffic,
 };
 
-/// The table that all of this is in.
+/// The table that all of this is in, but for the chains of sandboxes.
 const TABLE: &str = "host";
+
+/// What the names of the tables begin with that chains of sandboxes are in, and how many there are.
+/// At each change of a chain the kernel goes over all of its table.
+const BYWAY_TABLES: &str = "byways";
+const BYWAY_TABLES_COUNT: u16 = 8;
