@@ -2,15 +2,19 @@
 //! by the name in them, and without a name by the address they were meant for.
 
 use std::{
+    future::poll_fn,
     io,
     net::{IpAddr, SocketAddr},
+    pin::Pin,
     sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Poll, ready},
     time::{Duration, Instant},
 };
 
 use holdfast_netpolicy::{self as netpolicy, HostName, Outcome, Protocol, RuleRef};
 use holdfast_wire::egress::{Kind, Verdict};
 use tokio::{
+    io::{AsyncRead, ReadBuf},
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
@@ -24,6 +28,7 @@ use crate::{
     sandbox::{
         Because, Handshake, Sandbox, Subject,
         flow::{Claim, Flow},
+        turns,
     },
     setup::Setup,
     socket::Socket,
@@ -47,6 +52,9 @@ const WEB_PORTS: [u16; 2] = [80, 443];
 /// Accepts until the task is aborted.
 pub(crate) async fn serve(sandbox: Arc<Sandbox>, listener: TcpListener) {
     loop {
+        // Connections that came in while other sandboxes had their turns would all be begun, or
+        // refused, in one go.
+        turns::pause().await;
         match listener.accept().await {
             Ok((stream, _)) => begin(&sandbox, stream),
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -69,6 +77,7 @@ fn begin(sandbox: &Arc<Sandbox>, stream: TcpStream) {
     };
     let socket = Socket::of_guest(stream, flow.clone());
     let original = SocketAddr::new(original.ip().to_canonical(), original.port());
+    sandbox.group.tick();
     let guest = Guest { flow: flow.clone(), setup, original };
     flow.spawn(async move {
         if let Err(error) = guest.serve(socket).await {
@@ -110,7 +119,7 @@ enum Ruling {
 }
 
 impl Guest {
-    async fn serve(&self, socket: Socket) -> io::Result<()> {
+    async fn serve(&self, mut socket: Socket) -> io::Result<()> {
         let sandbox = &self.flow.sandbox;
         // What is large and seldom is on the heap: every idle tunnel keeps the rest of this.
         if self.original.port() == DNS_PORT {
@@ -132,7 +141,7 @@ impl Guest {
             FIRST_MESSAGE_TIME_MAX
         };
         let mut bytes = Vec::new();
-        match self.first(&socket, &mut bytes, patience).await? {
+        match self.first(&mut socket, &mut bytes, patience).await? {
             First::Tls(hello) => self.tls(socket, bytes, hello, handshake).await,
             First::BadTls(error) => {
                 let because = Because::own(raw.because.generation, error.reason());
@@ -163,7 +172,7 @@ impl Guest {
     /// Reads until it is clear what the bytes are.
     async fn first(
         &self,
-        socket: &Socket,
+        socket: &mut Socket,
         bytes: &mut Vec<u8>,
         patience: Duration,
     ) -> io::Result<First> {
@@ -172,22 +181,19 @@ impl Guest {
             let begun = bytes.first() == Some(&TLS_HANDSHAKE);
             let max = if begun { FIRST_MESSAGE_TIME_MAX } else { patience };
             let left = left_of(max, start, Instant::now());
-            let Ok(ready) = timeout(left, socket.stream.readable()).await else {
-                return Ok(First::Nothing);
-            };
-            ready?;
             let space = HELLO_BYTES_MAX + 1 - bytes.len();
-            let read = with_scratch(|scratch| -> io::Result<usize> {
-                let count = socket.stream.try_read(&mut scratch[..space])?;
-                bytes.extend_from_slice(&scratch[..count]);
-                Ok(count)
+            let read = poll_fn(|cx| {
+                with_scratch(|scratch| {
+                    let mut buffer = ReadBuf::new(&mut scratch[..space]);
+                    ready!(Pin::new(&mut socket.stream).poll_read(cx, &mut buffer))?;
+                    bytes.extend_from_slice(buffer.filled());
+                    Poll::Ready(Ok::<_, io::Error>(buffer.filled().len()))
+                })
             });
-            match read {
-                Ok(0) => return Ok(First::Nothing),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(error) => return Err(error),
-            }
+            match timeout(left, read).await {
+                Err(_) | Ok(Ok(0)) => return Ok(First::Nothing),
+                Ok(read) => read?,
+            };
             if let Some(first) = tell(bytes) {
                 return Ok(first);
             }

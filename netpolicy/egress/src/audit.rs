@@ -7,7 +7,10 @@ use std::{
 };
 
 use holdfast_wire::egress::{Decision, Decisions, Ended, PATH_BYTES_MAX};
-use tokio::sync::Notify;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
 
 /// Decisions and ends that wait at most. A guest that makes them faster than the agent takes them
 /// fills the queue, and is seen in the count of what was dropped.
@@ -70,22 +73,25 @@ impl Audit {
         self.ready.notify_one();
     }
 
-    /// Waits until there is something to tell, and takes some of it.
-    pub(crate) async fn batch(&self) -> Decisions {
-        loop {
-            let batch = {
-                let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-                let count = pending.entries.len().min(BATCH_MAX);
-                let entries = pending.entries.drain(..count).collect();
-                let count = pending.ended.len().min(BATCH_MAX);
-                let ended = pending.ended.drain(..count).collect();
-                Decisions { dropped: pending.dropped, entries, ended }
-            };
-            if !batch.entries.is_empty() || !batch.ended.is_empty() {
-                return batch;
-            }
+    /// Waits until there is something to tell, but not before `earliest`, and takes some of it.
+    pub(crate) async fn batch(&self, earliest: Instant) -> Decisions {
+        while self.is_empty() {
             self.ready.notified().await;
         }
+        if Instant::now() < earliest {
+            sleep_until(earliest).await;
+        }
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = pending.entries.len().min(BATCH_MAX);
+        let entries = pending.entries.drain(..count).collect();
+        let count = pending.ended.len().min(BATCH_MAX);
+        let ended = pending.ended.drain(..count).collect();
+        Decisions { dropped: pending.dropped, entries, ended }
+    }
+
+    fn is_empty(&self) -> bool {
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        pending.entries.is_empty() && pending.ended.is_empty()
     }
 
     /// A batch that could not be told.

@@ -5,6 +5,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
+    time::Duration,
 };
 
 use holdfast_wire::{
@@ -23,6 +24,7 @@ use rustix::{
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::mpsc,
+    time::Instant,
 };
 use zeroize::Zeroizing;
 
@@ -33,6 +35,10 @@ use crate::{
 
 /// Answers that wait for an agent that reads slowly. Requests are read only while there is room.
 const ANSWERS_MAX: usize = 1024;
+
+/// Between two batches of decisions: with many connections each of them would be a message of its
+/// own, and a tenth of what they cost. One that comes after a rest is told at once.
+const TELL_PAUSE: Duration = Duration::from_millis(5);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ControlError {
@@ -115,6 +121,7 @@ async fn tell(
     socket: &AsyncFd<OwnedFd>,
     mut answers: mpsc::Receiver<ToAgent>,
 ) -> io::Result<()> {
+    let mut earliest = Instant::now();
     loop {
         tokio::select! {
             biased;
@@ -122,7 +129,8 @@ async fn tell(
                 Some(answer) => send(socket, &answer).await?,
                 None => return Ok(()),
             },
-            batch = group.audit.batch() => {
+            batch = group.audit.batch(earliest) => {
+                earliest = Instant::now() + TELL_PAUSE;
                 let message = ToAgent::Decisions(batch);
                 if let Err(error) = send(socket, &message).await {
                     if let ToAgent::Decisions(batch) = &message {

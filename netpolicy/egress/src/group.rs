@@ -6,8 +6,9 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use holdfast_netpolicy::{Identity, Policy, PolicyError, ValueRef};
@@ -15,6 +16,7 @@ use holdfast_wire::egress::{
     Configure, Credential, Held, Put, Reference, SANDBOXES_MAX, Stats, Values,
 };
 use rustls::pki_types::CertificateDer;
+use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 use crate::{
@@ -61,7 +63,11 @@ pub(crate) struct Group {
     sandboxes: Mutex<HashMap<String, Arc<Sandbox>>>,
     host_roots: Vec<CertificateDer<'static>>,
     flows: AtomicU64,
+    ticks: AtomicBool,
 }
+
+/// Between two ticks while connections begin: shorter than what each of them has its time for.
+const TICK: Duration = Duration::from_secs(1);
 
 impl Group {
     pub(crate) fn new(host_roots: Vec<CertificateDer<'static>>) -> Arc<Self> {
@@ -71,11 +77,30 @@ impl Group {
             sandboxes: Mutex::default(),
             host_roots,
             flows: AtomicU64::new(1),
+            ticks: AtomicBool::new(false),
         })
     }
 
     pub(crate) fn next_flow(&self) -> u64 {
         self.flows.fetch_add(1, Relaxed)
+    }
+
+    /// Something has begun that has its time. A clock that is to strike before all others wakes the
+    /// runtime out of its wait, just to wait anew; there is always an earlier one as long as
+    /// connections begin, so that theirs do not.
+    pub(crate) fn tick(self: &Arc<Self>) {
+        if self.ticks.swap(true, Relaxed) {
+            return;
+        }
+        let group = self.clone();
+        tokio::spawn(async move {
+            let mut before = None;
+            while before != Some(group.flows.load(Relaxed)) {
+                before = Some(group.flows.load(Relaxed));
+                sleep(TICK).await;
+            }
+            group.ticks.store(false, Relaxed);
+        });
     }
 
     fn maybe_setup(&self) -> Option<Arc<Setup>> {

@@ -3,22 +3,31 @@
 
 use std::{
     cell::RefCell,
+    future::poll_fn,
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    pin::Pin,
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use rustix::pipe::{PipeFlags, SpliceFlags};
 use tokio::{
-    io::{AsyncWriteExt, Interest},
-    net::TcpStream,
+    io::{AsyncRead, AsyncWriteExt, Interest, ReadBuf},
+    net::{
+        TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
     time::sleep,
 };
 
 use tokio_rustls::client::TlsStream;
 
-use crate::{sandbox::flow::Flow, socket::Socket};
+use crate::{
+    sandbox::{flow::Flow, turns},
+    socket::Socket,
+};
 
 /// Bytes of a direction after which it is spliced: a pipe costs two descriptors and its making.
 const SPLICE_FROM_BYTES: u64 = 256 * 1024;
@@ -44,11 +53,14 @@ pub(crate) fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
     SCRATCH.with_borrow_mut(|scratch| work(scratch))
 }
 
-/// One end of a direction, and what is asked of both.
+/// One direction.
 struct Way<'a> {
-    from: &'a Socket,
-    to: &'a Socket,
+    from: ReadHalf<'a>,
+    to: WriteHalf<'a>,
+    flow: &'a Flow,
     count: &'a AtomicU64,
+    /// One of both directions has ended.
+    half_ended: &'a AtomicBool,
     buffer_bytes_max: u64,
 }
 
@@ -60,18 +72,26 @@ pub(crate) async fn relay(
     idle: Duration,
 ) -> io::Result<()> {
     let flow = guest.flow.clone();
-    let up = Way {
-        from: &guest,
-        to: &server,
-        count: &flow.sent,
-        buffer_bytes_max: u64::from(buffer_bytes_max),
-    };
-    let down = Way { from: &server, to: &guest, count: &flow.received, ..up };
-    let both = async { tokio::try_join!(up.run(), down.run()) };
-    tokio::select! {
-        ended = both => ended?,
-        () = quiet(&flow, idle) => return Err(io::ErrorKind::TimedOut.into()),
-    };
+    let half_ended = AtomicBool::new(false);
+    {
+        let (from_guest, to_guest) = guest.stream.split();
+        let (from_server, to_server) = server.stream.split();
+        let way = |from, to, count| Way {
+            from,
+            to,
+            flow: &flow,
+            count,
+            half_ended: &half_ended,
+            buffer_bytes_max: u64::from(buffer_bytes_max),
+        };
+        let mut up = way(from_guest, to_server, &flow.sent);
+        let mut down = way(from_server, to_guest, &flow.received);
+        let both = async { tokio::try_join!(up.run(), down.run()) };
+        tokio::select! {
+            ended = both => ended?,
+            () = quiet(&flow, idle) => return Err(io::ErrorKind::TimedOut.into()),
+        };
+    }
     guest.close_cleanly();
     server.close_cleanly();
     Ok(())
@@ -98,16 +118,10 @@ enum Step {
 }
 
 impl Way<'_> {
-    async fn run(&self) -> io::Result<()> {
+    async fn run(&mut self) -> io::Result<()> {
         let mut moved = 0;
         loop {
-            self.from.stream.readable().await?;
-            self.from.check()?;
-            let step = match self.step() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                step => step?,
-            };
-            let count = match step {
+            let count = match poll_fn(|cx| self.poll_step(cx)).await? {
                 Step::End => break,
                 Step::Moved(count) => count,
                 Step::Left(count, rest) => {
@@ -117,48 +131,57 @@ impl Way<'_> {
             };
             moved += count;
             self.count.fetch_add(count, Relaxed);
+            // One connection at full rate must not keep the others waiting.
+            turns::pause().await;
             if moved >= SPLICE_FROM_BYTES
                 && let Some(pipe) = Pipe::new()
             {
                 self.splice(pipe).await?;
                 break;
             }
-            // One connection at full rate must not keep the others waiting.
-            tokio::task::coop::consume_budget().await;
         }
-        rustix::net::shutdown(&self.to.stream, rustix::net::Shutdown::Write).or_else(gone)
+        if self.half_ended.swap(true, Relaxed) {
+            // The other direction has ended too: both sockets are closed now.
+            return Ok(());
+        }
+        rustix::net::shutdown(self.to.as_ref(), rustix::net::Shutdown::Write).or_else(gone)
     }
 
-    fn step(&self) -> io::Result<Step> {
-        let counter = &self.from.flow.sandbox.counters.buffer_bytes;
+    /// Reads as a stream is polled, not whenever it may be readable: a read that leaves room has
+    /// emptied the socket, and the one that would find that out is spared.
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
+        let counter = &self.flow.sandbox.counters.buffer_bytes;
         let free = self.buffer_bytes_max.saturating_sub(counter.load(Relaxed));
         let room = usize::try_from(free).unwrap_or(COPY_BYTES).clamp(COPY_BYTES_MIN, COPY_BYTES);
         with_scratch(|scratch| {
-            let count = self.from.stream.try_read(&mut scratch[..room])?;
-            if count == 0 {
-                return Ok(Step::End);
+            let mut buffer = ReadBuf::new(&mut scratch[..room]);
+            ready!(Pin::new(&mut self.from).poll_read(cx, &mut buffer))?;
+            self.flow.check()?;
+            let bytes = buffer.filled();
+            if bytes.is_empty() {
+                return Poll::Ready(Ok(Step::End));
             }
-            let written = match self.to.stream.try_write(&scratch[..count]) {
+            let written = match self.to.try_write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
                 written => written?,
             };
-            let total = u64::try_from(count).unwrap_or(0);
-            if written == count {
-                Ok(Step::Moved(total))
+            let total = u64::try_from(bytes.len()).unwrap_or(0);
+            Poll::Ready(Ok(if written == bytes.len() {
+                Step::Moved(total)
             } else {
-                Ok(Step::Left(total, scratch[written..count].to_vec()))
-            }
+                Step::Left(total, bytes[written..].to_vec())
+            }))
         })
     }
 
     async fn write_rest(&self, rest: &[u8]) -> io::Result<()> {
-        let counter = &self.from.flow.sandbox.counters.buffer_bytes;
+        let counter = &self.flow.sandbox.counters.buffer_bytes;
         let _held = Held::new(counter, rest.len());
         let mut at = 0;
         while at < rest.len() {
-            self.to.stream.writable().await?;
-            self.to.check()?;
-            match self.to.stream.try_write(&rest[at..]) {
+            self.to.writable().await?;
+            self.flow.check()?;
+            match self.to.try_write(&rest[at..]) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 written => at += written?,
             }
@@ -167,14 +190,15 @@ impl Way<'_> {
     }
 
     async fn splice(&self, pipe: Pipe) -> io::Result<()> {
+        let (from, to): (&TcpStream, &TcpStream) = (self.from.as_ref(), self.to.as_ref());
         // The last segment of what was sent is not full and waits for more.
         let mut waits = false;
         loop {
-            let filled = splice_some(&self.from.stream, Interest::READABLE, || {
-                let filled = splice(&self.from.stream, &pipe.write, SPLICE_BYTES, false);
+            let filled = splice_some(from, Interest::READABLE, || {
+                let filled = splice(from, &pipe.write, SPLICE_BYTES, false);
                 if waits && !matches!(filled, Ok(1..)) {
                     // Nothing more comes for now. Set once more it sends what waits.
-                    self.to.stream.set_nodelay(true)?;
+                    to.set_nodelay(true)?;
                     waits = false;
                 }
                 filled
@@ -183,18 +207,17 @@ impl Way<'_> {
             if left == 0 {
                 return Ok(());
             }
-            self.from.check()?;
+            self.flow.check()?;
             self.count.fetch_add(u64::try_from(left).unwrap_or(0), Relaxed);
             // There is more, most likely: a segment that is not full costs as much as a full one.
             waits = left >= SPLICE_BYTES;
             while left > 0 {
-                let drained = splice_some(&self.to.stream, Interest::WRITABLE, || {
-                    splice(&pipe.read, &self.to.stream, left, waits)
-                });
+                let drained =
+                    splice_some(to, Interest::WRITABLE, || splice(&pipe.read, to, left, waits));
                 left -= drained.await?;
-                self.to.check()?;
+                self.flow.check()?;
             }
-            tokio::task::coop::consume_budget().await;
+            turns::pause().await;
         }
     }
 }

@@ -18,7 +18,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::sandbox::flow::Flow;
+use crate::sandbox::{flow::Flow, turns};
 
 /// How long we wait for the other side to close after we have.
 const FAREWELL_TIME_MAX: Duration = Duration::from_secs(2);
@@ -79,11 +79,6 @@ impl Socket {
         self.clean = true;
         Ok(())
     }
-
-    /// Fails once the flow is revoked.
-    pub(crate) fn check(&self) -> io::Result<()> {
-        if self.flow.is_revoked() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
-    }
 }
 
 impl Drop for Socket {
@@ -101,7 +96,12 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.check()?;
+        self.flow.check()?;
+        if turns::is_over() {
+            // It goes on in the next turn.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
         self.count(&self.flow.sent, buffer.filled().len() - before);
@@ -115,7 +115,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.check()?;
+        self.flow.check()?;
         let count = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
         self.count(&self.flow.received, count);
         Poll::Ready(Ok(count))
@@ -126,7 +126,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.check()?;
+        self.flow.check()?;
         let count = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, pieces))?;
         self.count(&self.flow.received, count);
         Poll::Ready(Ok(count))

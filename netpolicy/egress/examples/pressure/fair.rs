@@ -96,8 +96,9 @@ pub(crate) struct Fair {
 }
 
 impl Fair {
-    pub(crate) fn new() -> Self {
-        let mut rig = Rig::new(POLICY);
+    /// `connections`: as many as a sandbox may have.
+    pub(crate) fn new(connections: u32) -> Self {
+        let mut rig = Rig::with(POLICY, |configure| configure.limits.connections = connections);
         rig.add(NEIGHBOUR, POLICY);
         for (address, name) in [(SINK, SINK_NAME), (QUIET, QUIET_NAME)] {
             rig.outside.address(address);

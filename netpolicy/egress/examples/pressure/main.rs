@@ -64,13 +64,14 @@ fn main() -> ExitCode {
 }
 
 fn neighbours(arguments: &Arguments) -> bool {
-    let fair = Fair::new();
     let time = Duration::from_secs(arguments.seconds);
     // Two descriptors each, in the process that is tried and in this one; and some for pipes.
     let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let fit = u32::try_from(descriptors.saturating_sub(2000) / 2).unwrap_or(u32::MAX);
     let connections = arguments.connections.min(fit);
     println!("connections_of_the_hostile: {connections}");
+    // What it asks for beyond these it does not get, and no descriptors are used up by that.
+    let fair = Fair::new(connections);
     let hostile = Crowd::Hostile(connections);
     // What, and of each round beside whom.
     let mut figures: Vec<(&str, [Vec<Wait>; 3])> =

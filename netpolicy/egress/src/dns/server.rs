@@ -21,7 +21,7 @@ use super::{
     message::{CLASS_IN, Code, Query},
 };
 use crate::{
-    sandbox::{Because, Sandbox, Subject},
+    sandbox::{Because, Sandbox, Subject, turns},
     socket::Socket,
     sys,
 };
@@ -46,6 +46,8 @@ pub(crate) async fn serve_udp(sandbox: Arc<Sandbox>, socket: AsyncFd<OwnedFd>) {
     let mut answers = tokio::task::JoinSet::new();
     let mut buffer = [0; QUERY_BYTES_MAX];
     loop {
+        // A flood has no end.
+        turns::pause().await;
         let receive = |fd: &OwnedFd| sys::receive(fd.as_fd(), &mut buffer);
         let received = match socket.async_io(Interest::READABLE, receive).await {
             Ok(received) => received,
@@ -60,11 +62,12 @@ pub(crate) async fn serve_udp(sandbox: Arc<Sandbox>, socket: AsyncFd<OwnedFd>) {
         let Ok(query) = Query::read(&buffer[..received.bytes]) else { continue };
         let Some(place) = admit(&sandbox, &questions) else { continue };
         let (sandbox, socket) = (sandbox.clone(), socket.clone());
-        answers.spawn(async move {
+        let turns = sandbox.turns.clone();
+        answers.spawn(turns.task(async move {
             let answer = answer(&sandbox, &query, query.answer_bytes_max).await;
             let _ = reply(&socket, &answer, received.from, received.to).await;
             drop(place);
-        });
+        }));
     }
 }
 

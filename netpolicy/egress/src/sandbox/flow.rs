@@ -3,6 +3,7 @@
 
 use std::{
     future::Future,
+    io,
     net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -119,6 +120,11 @@ impl Flow {
 
     pub(crate) fn is_revoked(&self) -> bool {
         self.revoked.load(Relaxed)
+    }
+
+    /// Fails once it is revoked.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        if self.is_revoked() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
     }
 
     /// Its decision names it: tell its end.

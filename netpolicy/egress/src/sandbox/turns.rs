@@ -3,6 +3,7 @@
 //! the others what one is.
 
 use std::{
+    cell::Cell,
     collections::VecDeque,
     pin::Pin,
     sync::{
@@ -16,12 +17,33 @@ use std::{
 use pin_project_lite::pin_project;
 use tokio::sync::Notify;
 
-/// How long a turn is: some ten steps of a relay. What others wait for is this and one step more.
+/// How long a turn is: some ten steps of a relay. What others wait for is this and one step more:
+/// what can go on for longer asks [`is_over`] between its steps.
 const TURN: Duration = Duration::from_micros(250);
+/// What a task has at least, once it runs.
+const TASK_TIME_MIN: Duration = Duration::from_micros(20);
 /// A sandbox that was at rest for as long as it was at work has used up nothing: it never waits.
 const REST_SHARE: u32 = 2;
 /// Tasks woken when a turn begins. Each that ends wakes the next.
 const WOKEN: usize = 2;
+
+thread_local! {
+    /// When the task that runs on this thread should let others run.
+    static UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Whether the task that asks has had its time. A runtime lets it go on for a hundred reads and
+/// more, each of which may be of 64 KiB.
+pub(crate) fn is_over() -> bool {
+    UNTIL.get().is_some_and(|until| Instant::now() >= until)
+}
+
+/// Lets others run if the task that waits for this has had its time.
+pub(crate) async fn pause() {
+    if is_over() {
+        tokio::task::yield_now().await;
+    }
+}
 
 /// The turns of one sandbox.
 #[derive(Default)]
@@ -96,6 +118,11 @@ impl Turns {
         self.crowded.store(!state.waiting.is_empty(), Relaxed);
     }
 
+    /// What is left of this turn.
+    fn left(&self) -> Duration {
+        TURN.saturating_sub(Duration::from_nanos(self.used.load(Relaxed)))
+    }
+
     fn is_used_up(&self) -> bool {
         u128::from(self.used.load(Relaxed)) >= TURN.as_nanos()
     }
@@ -145,7 +172,9 @@ impl<F: Future> Future for InTurn<F> {
         if !this.turns.admit(this.place, start, cx.waker()) {
             return Poll::Pending;
         }
+        let before = UNTIL.replace(Some(start + this.turns.left().max(TASK_TIME_MIN)));
         let polled = this.task.poll(cx);
+        UNTIL.set(before);
         this.turns.ran(start.elapsed());
         polled
     }
@@ -205,6 +234,32 @@ mod tests {
         assert!(!turns.admit(&mut places[1], now, &waker()), "one that was not called yet");
         assert!(turns.admit(&mut places[0], now, &waker()));
         assert_eq!(places[0], 0);
+    }
+
+    #[test]
+    fn f14_a_task_that_never_has_to_wait_lets_others_run_when_its_turn_is_over() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (mut longest, mut rounds) = (Duration::ZERO, 0);
+        runtime.block_on(async {
+            let turns = Arc::new(Turns::default());
+            tokio::spawn(turns.clone().keep());
+            let busy = tokio::spawn(turns.task(async {
+                for _ in 0..10_000 {
+                    let start = Instant::now();
+                    while start.elapsed() < Duration::from_micros(5) {}
+                    pause().await;
+                }
+            }));
+            while !busy.is_finished() {
+                let start = Instant::now();
+                tokio::task::yield_now().await;
+                longest = longest.max(start.elapsed());
+                rounds += 1;
+            }
+            busy.await.unwrap();
+        });
+        // It takes 50 ms, and took all of them at once.
+        assert!(rounds > 20, "{rounds} times in between, the longest wait {longest:?}");
     }
 
     #[test]

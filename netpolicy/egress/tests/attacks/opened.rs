@@ -273,6 +273,47 @@ fn d14_a_head_of_http_2_that_does_not_end_is_given_10_seconds() {
     assert_eq!(rig.outside.seen(OTHER, 443).requests.len(), 1);
 }
 
+#[test]
+fn d5_connect_is_refused_in_http_2_in_its_extended_form_too() {
+    let rig = with_server("Full", |rig| rig.outside.authority.server(&[NAME]));
+    let (get, target) = (b"GET".as_slice(), b"evil.test:443".as_slice());
+    let block = |method: &[u8], fields: &[(&str, &[u8])]| {
+        let mut block = field(":method", method);
+        block.extend(fields.iter().flat_map(|(name, value)| field(name, value)));
+        block
+    };
+    let whole =
+        [(":scheme", b"https".as_slice()), (":path", b"/"), (":authority", NAME.as_bytes())];
+    let extended = [&whole[..], &[(":protocol", b"websocket")]].concat();
+    let sent = |block: Vec<u8>| {
+        let roots = rig.ca.roots();
+        rig.guest(async move {
+            let mut stream = open(roots).await;
+            stream.write_all(&frame(HEADERS, END_OF_HEADERS, 1, &block)).await.unwrap();
+            stream.write_all(&frame(0, END_OF_STREAM, 1, &[])).await.unwrap();
+            next(&mut stream).await
+        })
+    };
+    let (kind, _, _, payload) = sent(block(get, &whole)).unwrap();
+    assert_eq!((kind, payload.first()), (HEADERS, Some(&0x88)), "what is no CONNECT is answered");
+    for (what, block) in [
+        ("CONNECT", block(b"CONNECT", &[(":authority", target)])),
+        ("CONNECT to the host itself", block(b"CONNECT", &whole[2..])),
+        ("extended CONNECT", block(b"CONNECT", &extended)),
+    ] {
+        match sent(block) {
+            // Ours says 405, which is not in the table of HPACK; 400 and 421 neither pass it on.
+            Ok((HEADERS, _, _, payload)) => assert_ne!(payload.first(), Some(&0x88), "{what}"),
+            Ok((kind, ..)) => assert!([RST_STREAM, GOAWAY].contains(&kind), "{what}: {kind}"),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{what}"),
+        }
+    }
+    let seen = rig.outside.seen(OTHER, 443);
+    assert!(seen.requests.iter().all(|(method, ..)| method == "GET"), "{:?}", seen.requests);
+    assert_eq!(seen.requests.len(), 1);
+    rig.outside.evil_saw_nothing();
+}
+
 fn resident_kib(rig: &Rig) -> usize {
     let status = fs_err::read_to_string(format!("/proc/{}/status", rig.program_id())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();

@@ -210,7 +210,12 @@ fn c19_e3_an_upstream_that_cannot_show_who_it_is_gets_no_request() {
     rig.outside.name("self.wild.test", Answer::Address(other.into()));
     rig.outside.name("wrong.wild.test", Answer::Address(ALLOWED.into()));
     rig.outside.tls(other, 443, stranger.server(&["self.wild.test"]));
-    for name in ["self.wild.test", "wrong.wild.test"] {
+    // Of the right authority, and once good.
+    let old = std::net::Ipv4Addr::new(198, 51, 100, 13);
+    rig.outside.address(old);
+    rig.outside.name("old.wild.test", Answer::Address(old.into()));
+    rig.outside.tls(old, 443, rig.outside.authority.expired_server(&["old.wild.test"]));
+    for name in ["self.wild.test", "wrong.wild.test", "old.wild.test"] {
         let before = rig.outside.seen(ALLOWED, 443).requests.len();
         let roots = rig.ca.roots();
         let (status, body) = rig.guest(https_get(WILD, name, "/", roots)).unwrap();
@@ -219,7 +224,9 @@ fn c19_e3_an_upstream_that_cannot_show_who_it_is_gets_no_request() {
         let failed = rig.decision("failed", |it| it.verdict == Verdict::Failed && it.host == name);
         assert_eq!(failed.reason, "upstream_tls");
     }
-    assert!(rig.outside.seen(other, 443).requests.is_empty());
+    for address in [other, old] {
+        assert!(rig.outside.seen(address, 443).requests.is_empty());
+    }
 }
 
 #[test]

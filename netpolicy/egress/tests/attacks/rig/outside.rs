@@ -76,9 +76,19 @@ impl Authority {
         &self,
         names: &[&str],
     ) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        self.identity_with(names, |_| {})
+    }
+
+    fn identity_with(
+        &self,
+        names: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         let key = KeyPair::generate().unwrap();
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-        let leaf = CertificateParams::new(names).unwrap().signed_by(&key, &self.issuer).unwrap();
+        let mut params = CertificateParams::new(names).unwrap();
+        change(&mut params);
+        let leaf = params.signed_by(&key, &self.issuer).unwrap();
         (vec![leaf.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
     }
 
@@ -93,6 +103,22 @@ impl Authority {
         names: &[&str],
         clients: Option<RootCertStore>,
     ) -> rustls::ServerConfig {
+        Self::server_as(self.identity(names), clients)
+    }
+
+    /// A server whose certificate was good until some years ago.
+    pub(crate) fn expired_server(&self, names: &[&str]) -> rustls::ServerConfig {
+        let expired = self.identity_with(names, |params| {
+            params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        });
+        Self::server_as(expired, None)
+    }
+
+    fn server_as(
+        (chain, key): (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>),
+        clients: Option<RootCertStore>,
+    ) -> rustls::ServerConfig {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = match clients {
             None => WebPkiClientVerifier::no_client_auth(),
@@ -102,7 +128,6 @@ impl Authority {
                 builder.build().unwrap()
             }
         };
-        let (chain, key) = self.identity(names);
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
