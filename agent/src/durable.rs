@@ -1,6 +1,10 @@
-//! The one way small files of the daemon are written: old or new, never half.
+//! The one way small files of the daemon are written: old or new, never half. And what is said of a
+//! file that could not be used.
 
-use std::{io, io::Write, path::Path};
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
 
 use fs_err::{self as fs, os::unix::fs::OpenOptionsExt};
 
@@ -10,6 +14,23 @@ pub enum Readers {
     Everyone,
     /// The daemon's user alone: keys and tokens.
     Owner,
+}
+
+/// What was to be done with a file or folder, and why it was not.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}", path.display())]
+pub struct FileError {
+    pub action: &'static str,
+    pub path: PathBuf,
+    #[source]
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// Of an error, once there is one.
+    pub fn of(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self { action, path: path.as_ref().to_owned(), source }
+    }
 }
 
 /// Replaces `path` with `bytes` so that a power cut leaves the old file or the new one, whole.

@@ -16,7 +16,7 @@ use p256::ecdsa::SigningKey;
 
 use crate::{
     config,
-    durable::{self, Readers},
+    durable::{self, FileError, Readers},
     tls::TlsError,
 };
 
@@ -32,13 +32,8 @@ pub enum KeyError {
     Crypto(#[from] SnapshotError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("cannot {action} {}", path.display())]
-    File {
-        action: &'static str,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("{} holds no key of {KEY_BYTES} bytes", path.display())]
     NodeKey { path: PathBuf },
     #[error("the key of group {group} was wrapped by another node's key")]
@@ -58,7 +53,7 @@ impl KeyError {
             Self::Crypto(_) | Self::NoPrivateKey => "see the node's log",
             Self::Store(error) => error.hint(),
             Self::Authority(error) => error.hint(),
-            Self::File { .. } => "see that the state folder is writable and has space",
+            Self::File(_) => "see that the state folder is writable and has space",
             Self::NodeKey { .. } | Self::GroupKey { .. } => {
                 "restore the file snapshot-key of the state folder: keys of groups were wrapped by it"
             }
@@ -181,18 +176,15 @@ pub(super) fn signing_key(key: &Key, purpose: &str) -> Result<SigningKey, KeyErr
 }
 
 fn node_key(path: &Path) -> Result<Key, KeyError> {
-    let failed = |action| {
-        let path = path.to_owned();
-        move |source| KeyError::File { action, path, source }
-    };
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let fresh = Key::random()?;
-            durable::replace(path, fresh.reveal(), Readers::Owner).map_err(failed("write"))?;
+            durable::replace(path, fresh.reveal(), Readers::Owner)
+                .map_err(FileError::of("write", path))?;
             return Ok(fresh);
         }
-        Err(error) => return Err(failed("read")(error)),
+        Err(error) => return Err(FileError::of("read", path)(error).into()),
     };
     let bytes = bytes.try_into().map_err(|_| KeyError::NodeKey { path: path.to_owned() })?;
     Ok(Key::new(bytes))

@@ -7,7 +7,7 @@ use holdfast_model::{GroupKey, SandboxId};
 use holdfast_nft::{BYWAYS_MAX, NftError};
 use holdfast_wire::frame::FrameError;
 
-use crate::credentials::KeyError;
+use crate::{credentials::KeyError, durable::FileError};
 
 /// Why what was asked for a sandbox's egress did not come to be. Until it does nothing leaves the
 /// sandbox, or only what its earlier policy allows.
@@ -19,13 +19,8 @@ pub enum EgressError {
         #[source]
         source: Box<KeyError>,
     },
-    #[error("cannot {action} {}", path.display())]
-    File {
-        action: &'static str,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error(transparent)]
     Jail(#[from] JailError),
     #[error("cannot start {}", program.display())]
@@ -66,7 +61,7 @@ impl EgressError {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Authority { source, .. } => source.hint(),
-            Self::File { .. } => "see paths.state and paths.run, and the files of section egress",
+            Self::File(_) => "see paths.state and paths.run, and the files of section egress",
             Self::Jail(error) => error.hint(),
             Self::Nft(error) => error.hint(),
             Self::Rules { .. } => "is nft installed? See the node's log for what it says",

@@ -49,7 +49,7 @@ pub use self::{
     told::sink,
 };
 use crate::{
-    auth::hex, blocking::off_thread, config::Config, credentials::KeyError,
+    auth::hex, blocking::off_thread, config::Config, credentials::KeyError, durable::FileError,
     error_chain::error_chain, metrics::Metrics, tls::Authority,
 };
 
@@ -426,10 +426,7 @@ impl Egress {
 fn remove_former(folder: &Path) -> Result<(), EgressError> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(source) => {
-            let (action, path) = ("remove", folder.to_owned());
-            Err(EgressError::File { action, path, source })
-        }
+        Err(error) => Err(FileError::of("remove", folder)(error).into()),
         Ok(()) => {
             info!("CAs of an earlier release removed: groups have others from now on");
             Ok(())
@@ -446,21 +443,17 @@ fn name_of(group: &GroupKey) -> String {
 fn sweep(shared: &Shared, known: &[String]) -> Result<(), EgressError> {
     let stray = |name: &str| !known.iter().any(|known| known == name);
     shared.cgroups.sweep(|name| name.strip_prefix(CGROUP_PREFIX).is_some_and(stray))?;
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| EgressError::File { action: "sweep", path, source }
-    };
     let entries = match fs::read_dir(&shared.run) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(failed(&shared.run)(source)),
+        Err(error) => return Err(FileError::of("sweep", &shared.run)(error).into()),
     };
     for entry in entries {
-        let entry = entry.map_err(failed(&shared.run))?;
+        let entry = entry.map_err(FileError::of("sweep", &shared.run))?;
         let name = entry.file_name();
         let name = name.to_str().and_then(|name| name.strip_suffix(".sock"));
         if name.is_some_and(stray) {
-            fs::remove_file(entry.path()).map_err(failed(&entry.path()))?;
+            fs::remove_file(entry.path()).map_err(FileError::of("sweep", entry.path()))?;
         }
     }
     Ok(())

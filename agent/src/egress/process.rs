@@ -27,6 +27,7 @@ use super::EgressError;
 use crate::{
     blocking::off_thread,
     confined::{self, Share},
+    durable::FileError,
 };
 
 /// User and group of egress processes. The host's rules know them by this.
@@ -145,15 +146,12 @@ impl Place {
     }
 
     fn listen(&self) -> Result<OwnedFd, EgressError> {
-        let failed = |action| {
-            let path = self.socket.clone();
-            move |source| EgressError::File { action, path, source }
-        };
+        let failed = |action| FileError::of(action, &self.socket);
         let folder = self.socket.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(folder).map_err(failed("make the folder of"))?;
         match fs::remove_file(&self.socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed("remove")(error));
+                return Err(failed("remove")(error).into());
             }
             _ => {}
         }
@@ -162,15 +160,12 @@ impl Place {
         socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
             .and_then(|socket| bind(&socket, &address).map(|()| socket))
             .and_then(|socket| listen(&socket, BACKLOG).map(|()| socket))
-            .map_err(|errno: Errno| failed("listen on")(errno.into()))
+            .map_err(|errno: Errno| failed("listen on")(errno.into()).into())
     }
 
     fn address(&self) -> Result<SocketAddrUnix, EgressError> {
-        SocketAddrUnix::new(&self.socket).map_err(|errno| EgressError::File {
-            action: "use as a socket",
-            path: self.socket.clone(),
-            source: errno.into(),
-        })
+        let failed = FileError::of("use as a socket", &self.socket);
+        Ok(SocketAddrUnix::new(&self.socket).map_err(|errno| failed(errno.into()))?)
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
     EgressError,
     process::{EGRESS_OWN_UIDS, EGRESS_UID},
 };
-use crate::{config, tls};
+use crate::{config, durable::FileError, tls};
 
 /// What tells the text of a PEM file from the path of one.
 const PEM_BEGIN: &str = "-----BEGIN ";
@@ -55,15 +55,11 @@ pub(super) struct Setup {
 impl Setup {
     /// Blocks for reading some files.
     pub(super) fn load(config: &config::Egress) -> Result<Self, EgressError> {
-        let failed = |path: &str| {
-            let path = path.into();
-            move |source| EgressError::File { action: "read", path, source }
-        };
         let extra_roots_pem = match config.extra_roots.as_str() {
             "" => String::new(),
             // A node's file system is its image's: there is hardly a place for a file of one's own.
             pem if pem.contains(PEM_BEGIN) => pem.to_owned(),
-            path => fs::read_to_string(path).map_err(failed(path))?,
+            path => fs::read_to_string(path).map_err(FileError::of("read", path))?,
         };
         let resolvers = if config.resolvers.is_empty() {
             // Read at each look: DHCP writes it.
