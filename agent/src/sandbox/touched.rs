@@ -154,15 +154,15 @@ mod tests {
         let mut touched = Touched::seen(&pages(&[0..8]), &pages(&[])).unwrap();
         assert_eq!(touched.to_repack(), [0, 1, 2, 3, 4, 5, 6, 7]);
         touched.packed(None);
-        assert_eq!(touched.to_repack(), []);
+        assert!(touched.to_repack().is_empty());
         touched.add(&[20 * PAGE, 20 * PAGE, 3 * PAGE, 21 * PAGE]);
-        assert_eq!(touched.to_repack(), [], "2 of 10");
+        assert!(touched.to_repack().is_empty(), "2 of 10");
         // What is touched no more is forgotten, and what lies together is not.
         touched.replace(Touched::seen(&pages(&[6..10]), &pages(&[6..7])).unwrap());
         assert_eq!(touched.to_bring(), [6 * PAGE, 7 * PAGE]);
         assert_eq!(touched.to_repack(), [8, 9]);
         touched.packed(Some(&pages(&[8..9])));
-        assert_eq!(touched.to_repack(), []);
+        assert!(touched.to_repack().is_empty());
         touched.replace(Touched::seen(&pages(&[0..2000]), &pages(&[])).unwrap());
         assert_eq!(touched.to_repack().len(), REPACKED_MAX);
     }
