@@ -127,6 +127,11 @@ async fn resume(node: &Node, id: &SandboxId, name: &str) {
     tokio::time::sleep(SETTLE).await;
     let pid = node.registry.details(id).await.unwrap().vmm_pid;
     say(&format!("{name}_resident_kib"), resident_kib(pid));
+    // Once all of it is there.
+    let report = node.registry.details(id).await.unwrap().report;
+    if let Some(faults) = report.and_then(|report| report.fetched.faults) {
+        say(&format!("{name}_faults"), faults);
+    }
 }
 
 #[tokio::main]

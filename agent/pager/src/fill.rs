@@ -1,11 +1,11 @@
 //! The two threads that fill guest memory, and what they share.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, HashSet},
     os::{fd::OwnedFd, unix::fs::FileExt},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     thread::{self, JoinHandle},
@@ -34,9 +34,9 @@ const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 /// The guest itself comes before what it has not asked for.
 const NICENESS: i32 = 19;
 
-/// Frames that were asked for and are not in the memory file yet. What is asked for beyond that is
-/// written there before the next is answered.
-const UNWRITTEN_MAX: usize = 64;
+/// Frames that were unpacked and are not all put yet, 64 KiB each. What is asked for beyond that is
+/// put as a whole.
+const HELD_MAX: usize = 256;
 
 /// What nobody has asked for is brought from so long on, unless the guest still asks.
 const EARLIEST: Duration = Duration::from_millis(30);
@@ -44,11 +44,6 @@ const EARLIEST: Duration = Duration::from_millis(30);
 const QUIET: Duration = Duration::from_millis(5);
 /// From then on in any case: the sooner all is there, the sooner nobody has to ask.
 const LATEST: Duration = Duration::from_millis(250);
-
-/// State of a frame.
-const UNTOUCHED: u8 = 0;
-const CLAIMED: u8 = 1;
-const THERE: u8 = 2;
 
 /// What was asked for, with everything that was handed over.
 #[derive(Debug)]
@@ -91,7 +86,7 @@ impl Job {
             bytes: request.bytes,
             layers: request.layers.into_iter().map(Name::from_bytes).collect(),
             copy: fs::File::from_parts(copy.into(), "the memory file"),
-            first: request.first.into_iter().take(FIRST_MAX).collect(),
+            first: request.first.into_iter().take(FIRST_MAX).map(paged).collect(),
         })
     }
 
@@ -105,28 +100,32 @@ impl Job {
         let pieces: &'static Pieces = Box::leak(Box::new(self.pieces));
         let fill = Fill::open(pieces, &self.key, self.bytes, &self.layers)?;
         let work = Arc::new(Work {
-            states: (0..fill.count()).map(|_| AtomicU8::new(UNTOUCHED)).collect(),
+            there: (0..fill.count()).map(|_| AtomicBool::new(false)).collect(),
             fill,
             memory: self.memory,
             copy: self.copy,
-            unwritten: Mutex::default(),
+            wanted: self.first.iter().copied().collect(),
+            held: Mutex::default(),
             began: Instant::now(),
             asked_us: AtomicU64::new(0),
+            quiet: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         });
-        let streaming = streamer.give(Arc::clone(&work), self.first.clone())?;
+        let streaming = streamer.give(Arc::clone(&work), self.first)?;
         let answered = work.answer();
         // Whatever it came to, the other is not left alone.
         work.ended.store(true, Ordering::SeqCst);
         streaming.join().map_err(|_| PagerError::Thread)??;
         let (faults, missed) = answered?;
-        work.write_rest()?;
+        work.finish()?;
         work.memory.release()?;
-        let mut first = self.first;
-        first.extend(missed);
-        first.truncate(FIRST_MAX);
-        Ok(Filled { faults, bytes: work.memory.put.load(Ordering::Relaxed), first })
+        Ok(Filled { faults, bytes: work.memory.put.load(Ordering::Relaxed), missed })
     }
+}
+
+/// The page that byte `at` is in.
+fn paged(at: u64) -> u64 {
+    at - at % PAGE_BYTES
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -172,16 +171,21 @@ impl Streamer {
 /// What both threads work on.
 struct Work {
     fill: Fill<'static>,
-    /// Of each frame.
-    states: Vec<AtomicU8>,
+    /// Of each frame: all of it was put.
+    there: Vec<AtomicBool>,
     memory: Memory,
     copy: fs::File,
-    /// What somebody waited for: the memory file, for which nobody does, gets it from the other
-    /// thread.
-    unwritten: Mutex<Vec<Unpacked>>,
+    /// Bytes of the image that are put as soon as their frame is unpacked: those touched first the
+    /// last time.
+    wanted: HashSet<u64>,
+    /// What somebody waited for a part of. The rest is put, and all of it written to the memory
+    /// file, when nobody waits.
+    held: Mutex<BTreeMap<Frame, Arc<Unpacked>>>,
     began: Instant,
     /// When a page was asked for last, in microseconds after that.
     asked_us: AtomicU64,
+    /// The guest has what it needs just now: from here on a frame is put as a whole.
+    quiet: AtomicBool,
     /// One of the threads is done, well or badly.
     ended: AtomicBool,
 }
@@ -195,30 +199,51 @@ impl Work {
             for at in self.memory.wait(PATIENCE)? {
                 count += 1;
                 self.asked_us.store(micros(self.began.elapsed()), Ordering::Relaxed);
-                let Some(frame) = self.fill.frame_at(at) else {
-                    self.memory.put(at - at % PAGE_BYTES, &ZERO)?;
-                    continue;
-                };
-                missed.push(at);
-                // Claimed or not: who waits does not wait for a thread of low priority.
-                if self.state(frame).swap(CLAIMED, Ordering::SeqCst) == THERE {
-                    self.state(frame).store(THERE, Ordering::SeqCst);
-                    continue;
+                let at = paged(at);
+                if missed.len() < FIRST_MAX {
+                    missed.push(at);
                 }
-                let unpacked = self.bring(&mut reader, frame)?;
-                let mut unwritten = self.unwritten();
-                if unwritten.len() < UNWRITTEN_MAX {
-                    unwritten.push(unpacked);
-                } else {
-                    drop(unwritten);
-                    self.write(&unpacked)?;
-                }
+                self.answer_one(&mut reader, at)?;
             }
         }
         Ok((count, missed))
     }
 
-    /// Brings every frame that is not there.
+    /// Puts the page at `at`, whatever else comes with it.
+    fn answer_one(&self, reader: &mut FrameReader, at: u64) -> Result<(), PagerError> {
+        let Some(frame) = self.fill.frame_at(at) else {
+            return self.put(at, &ZERO);
+        };
+        if self.is_there(frame) {
+            // It was put just now, or the guest has given it back since.
+            return self.put(at, &ZERO);
+        }
+        let held = self.held().get(&frame).cloned();
+        if let Some(unpacked) = held {
+            return self.put_those(&unpacked, |page| page == at);
+        }
+        // Maybe the other thread is just about it: who waits does not wait for one of low priority.
+        let unpacked = self.fill.unpack(reader, frame)?;
+        self.put_wanted(frame, unpacked, Some(at))
+    }
+
+    /// Of a frame that was unpacked just now, puts what is wanted at once, and holds it for the rest:
+    /// a frame may have one such page and 15 that nobody needs soon.
+    fn put_wanted(
+        &self,
+        frame: Frame,
+        unpacked: Unpacked,
+        asked: Option<u64>,
+    ) -> Result<(), PagerError> {
+        if self.quiet.load(Ordering::SeqCst) || self.held().len() >= HELD_MAX {
+            return self.bring(frame, &unpacked);
+        }
+        self.put_those(&unpacked, |page| Some(page) == asked || self.wanted.contains(&page))?;
+        self.held().insert(frame, Arc::new(unpacked));
+        Ok(())
+    }
+
+    /// Brings everything that is not there.
     fn stream(&self, first: &[u64]) -> Result<(), PagerError> {
         let streamed = self.try_to_stream(first);
         self.ended.store(true, Ordering::SeqCst);
@@ -227,9 +252,10 @@ impl Work {
 
     fn try_to_stream(&self, first: &[u64]) -> Result<(), PagerError> {
         let mut reader = FrameReader::new()?;
-        self.stream_all(&mut reader, first.iter().filter_map(|at| self.fill.frame_at(*at)))?;
+        self.stream_first(&mut reader, first)?;
         self.wait_for_quiet();
-        self.stream_all(&mut reader, self.fill.frames())
+        self.quiet.store(true, Ordering::SeqCst);
+        self.stream_all(&mut reader)
     }
 
     /// The guest's CPUs may be this thread's too, and its cgroup is another: priorities do not hold
@@ -239,67 +265,95 @@ impl Work {
             let now = self.began.elapsed();
             let asked = Duration::from_micros(self.asked_us.load(Ordering::Relaxed));
             let quiet = now >= EARLIEST && now.saturating_sub(asked) >= QUIET;
-            if quiet || now >= LATEST || self.ended.load(Ordering::SeqCst) {
+            if quiet || now >= LATEST || self.has_ended() {
                 return;
             }
             thread::park_timeout(Duration::from_millis(1));
         }
     }
 
-    fn stream_all(
-        &self,
-        reader: &mut FrameReader,
-        frames: impl Iterator<Item = Frame>,
-    ) -> Result<(), PagerError> {
-        for frame in frames {
-            // The other thread gave up.
-            if self.ended.load(Ordering::SeqCst) {
+    /// Puts the pages that were touched first the last time.
+    fn stream_first(&self, reader: &mut FrameReader, first: &[u64]) -> Result<(), PagerError> {
+        for at in first {
+            if self.has_ended() {
                 break;
             }
-            let state = self.state(frame);
-            if state
-                .compare_exchange(UNTOUCHED, CLAIMED, Ordering::SeqCst, Ordering::SeqCst)
-                .is_ok()
-            {
-                let unpacked = self.bring(reader, frame)?;
-                self.write(&unpacked)?;
+            let Some(frame) = self.fill.frame_at(*at) else {
+                self.put(*at, &ZERO)?;
+                continue;
+            };
+            // Held: its wanted pages were put when it was unpacked.
+            if self.is_there(frame) || self.held().contains_key(&frame) {
+                continue;
             }
-            self.write_rest()?;
+            let unpacked = self.fill.unpack(reader, frame)?;
+            self.put_wanted(frame, unpacked, None)?;
         }
         Ok(())
     }
 
-    fn state(&self, frame: Frame) -> &AtomicU8 {
-        &self.states[self.fill.place(frame)]
-    }
-
-    /// Puts a frame where the guest has it.
-    fn bring(&self, reader: &mut FrameReader, frame: Frame) -> Result<Unpacked, PagerError> {
-        let unpacked = self.fill.unpack(reader, frame)?;
-        for (at, text) in unpacked.runs() {
-            if self.memory.put(at, text)? == Guest::Gone {
-                return Err(PagerError::GuestGone);
+    fn stream_all(&self, reader: &mut FrameReader) -> Result<(), PagerError> {
+        for frame in self.fill.frames() {
+            // The other thread gave up.
+            if self.has_ended() {
+                break;
+            }
+            if !self.is_there(frame) {
+                let held = self.held().remove(&frame);
+                let unpacked = match held {
+                    Some(unpacked) => unpacked,
+                    None => Arc::new(self.fill.unpack(reader, frame)?),
+                };
+                self.bring(frame, &unpacked)?;
             }
         }
-        self.state(frame).store(THERE, Ordering::SeqCst);
-        Ok(unpacked)
+        Ok(())
     }
 
-    /// Into the memory file.
-    fn write(&self, unpacked: &Unpacked) -> Result<(), PagerError> {
+    /// Puts what is still held. Both threads are done.
+    fn finish(&self) -> Result<(), PagerError> {
+        let held = std::mem::take(&mut *self.held());
+        held.iter().try_for_each(|(frame, unpacked)| self.bring(*frame, unpacked))
+    }
+
+    /// Puts all of a frame where the guest has it, and writes it to the memory file.
+    fn bring(&self, frame: Frame, unpacked: &Unpacked) -> Result<(), PagerError> {
+        for (at, text) in unpacked.runs() {
+            self.put(at, text)?;
+        }
+        self.there[self.fill.place(frame)].store(true, Ordering::SeqCst);
         for (at, text) in unpacked.runs() {
             self.copy.file().write_all_at(text, at).map_err(PagerError::Copy)?;
         }
         Ok(())
     }
 
-    fn write_rest(&self) -> Result<(), PagerError> {
-        let unwritten = std::mem::take(&mut *self.unwritten());
-        unwritten.iter().try_for_each(|unpacked| self.write(unpacked))
+    /// Puts those of its pages.
+    fn put_those(
+        &self,
+        unpacked: &Unpacked,
+        those: impl Fn(u64) -> bool,
+    ) -> Result<(), PagerError> {
+        unpacked.runs_of(those).into_iter().try_for_each(|(at, text)| self.put(at, text))
     }
 
-    fn unwritten(&self) -> MutexGuard<'_, Vec<Unpacked>> {
-        // A thread that panicked left a list that is whole; the process ends for that in any case.
-        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    fn put(&self, at: u64, text: &[u8]) -> Result<(), PagerError> {
+        match self.memory.put(at, text)? {
+            Guest::There => Ok(()),
+            Guest::Gone => Err(PagerError::GuestGone),
+        }
+    }
+
+    fn is_there(&self, frame: Frame) -> bool {
+        self.there[self.fill.place(frame)].load(Ordering::SeqCst)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<Frame, Arc<Unpacked>>> {
+        // A thread that panicked left a map that is whole; the process ends for that in any case.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -50,6 +50,26 @@ impl Unpacked {
     pub fn runs(&self) -> impl Iterator<Item = (u64, &[u8])> {
         self.runs.iter().map(|(at, range)| (*at, &self.text[range.clone()]))
     }
+
+    /// The same of some pages only, which are told by their first byte.
+    pub fn runs_of(&self, those: impl Fn(u64) -> bool) -> Vec<(u64, &[u8])> {
+        let mut runs: Vec<(u64, Range<usize>)> = Vec::new();
+        for (at, text) in &self.runs {
+            for (page, start) in (*at..).step_by(PAGE_BYTES).zip(text.clone().step_by(PAGE_BYTES)) {
+                let end = start + PAGE_BYTES;
+                match runs.last_mut() {
+                    _ if !those(page) => {}
+                    Some((first, range))
+                        if range.end == start && *first + range.len() as u64 == page =>
+                    {
+                        range.end = end;
+                    }
+                    _ => runs.push((page, start..end)),
+                }
+            }
+        }
+        runs.into_iter().map(|(at, range)| (at, &self.text[range])).collect()
+    }
 }
 
 /// Pages in a row, by where they are packed.

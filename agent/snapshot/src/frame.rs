@@ -14,6 +14,7 @@ pub(crate) const STORED_BYTES_MAX: usize = 1 + FRAME_BYTES + TAG_BYTES;
 
 /// Makes stored frames.
 pub(crate) struct Packer {
+    level: i32,
     compressor: zstd::bulk::Compressor<'static>,
     compressed: Vec<u8>,
 }
@@ -22,7 +23,17 @@ impl Packer {
     pub(crate) fn new(level: i32) -> Result<Self, SnapshotError> {
         let compressor = zstd::bulk::Compressor::new(level)
             .map_err(|_| SnapshotError::Internal { what: "a compressor" })?;
-        Ok(Self { compressor, compressed: vec![0; FRAME_BYTES] })
+        Ok(Self { level, compressor, compressed: vec![0; FRAME_BYTES] })
+    }
+
+    /// From the next frame on, at this level of zstd's.
+    pub(crate) fn set_level(&mut self, level: i32) -> Result<(), SnapshotError> {
+        if level != self.level {
+            let set = self.compressor.set_compression_level(level);
+            set.map_err(|_| SnapshotError::Internal { what: "a compressor" })?;
+            self.level = level;
+        }
+        Ok(())
     }
 
     /// `text`, at most a frame, to be stored under `number`.

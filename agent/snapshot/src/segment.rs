@@ -55,8 +55,9 @@ impl<'s> Segments<'s> {
         })
     }
 
-    /// Appends a frame.
-    pub(crate) fn push(&mut self, text: &[u8]) -> Result<(), SnapshotError> {
+    /// Appends a frame, compressed at this level of zstd's.
+    pub(crate) fn push(&mut self, text: &[u8], level: i32) -> Result<(), SnapshotError> {
+        self.packer.set_level(level)?;
         let too_many = || SnapshotError::Internal { what: "so many segments" };
         let segment = u32::try_from(self.done.len()).map_err(|_| too_many())?;
         let filling = match &mut self.filling {

@@ -33,14 +33,21 @@ pub(crate) struct PutLayer {
 
 /// How to write.
 pub(crate) struct Plan<'a> {
-    /// zstd's.
-    pub(crate) level: i32,
+    /// zstd's, of what is wanted first and of the rest.
+    pub(crate) levels: Levels,
     /// Pages to look at.
     pub(crate) pages: &'a Pages,
     /// Of these, pages to pack first, in this order.
     pub(crate) first: &'a [u64],
     /// Whether something lies below: then zeros are to be noted.
     pub(crate) has_parent: bool,
+}
+
+/// Levels of zstd.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Levels {
+    pub(crate) first: i32,
+    pub(crate) rest: i32,
 }
 
 pub(crate) fn write(
@@ -53,14 +60,22 @@ pub(crate) fn write(
     let mut packing = Packing {
         source,
         has_parent: plan.has_parent,
-        segments: Segments::new(store, key, plan.level)?,
+        segments: Segments::new(store, key, plan.levels.rest)?,
+        level: plan.levels.first,
+        then: plan.levels.first,
         frame: vec![0; FRAME_BYTES],
         filled: 0,
         runs: Vec::new(),
         written: Written::default(),
     };
     let (first, rest) = in_order(plan.pages, plan.first, image_pages);
-    first.into_iter().chain(rest).try_for_each(|run| packing.take(run))?;
+    first.into_iter().try_for_each(|run| packing.take(run))?;
+    // A frame that is begun stays what it is: no frame but the last may be short.
+    packing.then = plan.levels.rest;
+    if packing.filled == 0 {
+        packing.level = packing.then;
+    }
+    rest.into_iter().try_for_each(|run| packing.take(run))?;
     packing.flush()?;
     let stored = packing.segments.finish()?;
     let written = Written { stored_bytes: stored.bytes, ..packing.written };
@@ -102,6 +117,9 @@ struct Packing<'a> {
     source: &'a dyn Source,
     has_parent: bool,
     segments: Segments<'a>,
+    /// zstd's, of the frame that is not full yet, and of those after it.
+    level: i32,
+    then: i32,
     /// Pages of the frame that is not full yet, then room for more: they are read to where they stay.
     frame: Vec<u8>,
     filled: usize,
@@ -162,8 +180,9 @@ impl Packing<'_> {
 
     fn flush(&mut self) -> Result<(), SnapshotError> {
         if self.filled > 0 {
-            self.segments.push(&self.frame[..self.filled])?;
+            self.segments.push(&self.frame[..self.filled], self.level)?;
             self.filled = 0;
+            self.level = self.then;
         }
         Ok(())
     }

@@ -151,8 +151,10 @@ fn memory_disk_and_state_come_back_and_facts_with_them() {
     let mut draft = Draft::new(&store, &key, "a", None).unwrap();
     let written = draft.image(MEMORY, &memory, None, &[40, 0]).unwrap();
     assert_eq!((written.considered, written.zero, written.packed), (100, 96, 4));
-    assert!(written.stored_bytes < 4 * PAGE_BYTES as u64 * 3 / 4, "{written:?}");
-    draft.image("disk", &disk, None, &[]).unwrap();
+    // What is wanted first is to be unpacked quickly, not to be small.
+    assert!(written.stored_bytes <= 4 * PAGE_BYTES as u64 + 32, "{written:?}");
+    let written = draft.image("disk", &disk, None, &[]).unwrap();
+    assert!(written.stored_bytes < PAGE_BYTES as u64 * 3 / 4, "{written:?}");
     draft.state(b"registers").unwrap();
     draft.about("tier", "XS");
     assert!(matches!(Snapshot::open(&store, &key, "a"), Err(SnapshotError::Missing { .. })));

@@ -28,7 +28,7 @@ use super::{
     launch::{Booted, Lent, Machine, us_since},
     limits::Traffic,
     now_ms, policy,
-    report::{ResumePhases, ResumeReport},
+    report::{ResumePhases, ResumeReport, Warmth},
     snapshots::{Memory, Snapshots},
     status::{Live, Refusals, Status, stats},
     suspend::{Kept, Suspend},
@@ -55,6 +55,9 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// How long the guest may take to power off after that.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
+
+/// A guest that goes on has answered by then, and begun what it was woken for.
+const FIRST_TOUCHES: Duration = Duration::from_millis(100);
 
 /// How long to wait for the other sign of an end (wait status, last message) when one came.
 const SECOND_SIGN_PATIENCE: Duration = Duration::from_millis(500);
@@ -487,17 +490,26 @@ impl Driver {
                 "sandbox runs"
             );
         }
+        let mut is_hot = false;
         if let Some((asked, mut report)) = arrival.report {
+            is_hot = report.fetched.warmth == Warmth::Hot;
             report.phases.total_us = us_since(asked);
             node.metrics.went_on(&report);
             info!(id:% = self.record.id, report:?; "what it took to go on");
             // Nobody else sets it.
             let _ = live.report.set(report);
         }
+        let mut note_at = is_hot.then(|| Instant::now() + FIRST_TOUCHES);
         let mut idle_after = policy::idle_after(&self.record.spec);
         let mut look_at = Instant::now() + idle_after.unwrap_or_default();
         loop {
             tokio::select! {
+                () = tokio::time::sleep_until(note_at.unwrap_or(look_at).into()),
+                    if note_at.is_some() =>
+                {
+                    note_at = None;
+                    self.note_touched(machine);
+                }
                 () = tokio::time::sleep_until(look_at.into()), if idle_after.is_some() => {
                     let after = idle_after.unwrap_or_default();
                     if live.is_idle(after).await {

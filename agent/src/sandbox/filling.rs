@@ -157,7 +157,7 @@ fn fill(node: &Node, pid: u32, identity: Identity, cold: &Cold) -> Result<Arrive
                     known = cold.first.len(), ms = ms_since(began); "guest memory filled"
                 );
                 // The guest has its memory, whatever becomes of the file.
-                if let Err(error) = node.snapshots.warmed(&cold.id, draft, &filled.first) {
+                if let Err(error) = node.snapshots.warmed(&cold.id, draft, &filled.missed) {
                     warn!(error:% = error_chain(&error); "no memory file is kept");
                 }
                 return Ok(Arrived { faults: filled.faults, bytes: filled.bytes });

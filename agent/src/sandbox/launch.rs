@@ -182,18 +182,21 @@ impl Machine {
             state_fd = Some(handover.give(state)?);
         }
         let identity = Identity { uid: uid.uid(), gid: uid.uid() };
-        let (mut memory_private, mut userfault_fd, mut to_fill) = (false, None, None);
-        let memory = match saved.map(|saved| saved.memory) {
-            Some(Memory::Image(image)) => {
-                memory_private = true;
+        let (mut memory_private, mut to_fill, mut written) = (false, None, Vec::new());
+        let mut userfault_fd = None;
+        if stood.is_some() {
+            userfault_fd = Some(handover.give(open_device("/dev/userfaultfd")?)?);
+        }
+        let memory = match saved.map(|saved| (saved.memory, saved.written)) {
+            Some((Memory::Image(image), known)) => {
+                (memory_private, written) = (true, known);
                 image.into_parts().0.into()
             }
-            Some(Memory::Missing(cold)) => {
-                userfault_fd = Some(handover.give(open_device("/dev/userfaultfd")?)?);
+            Some((Memory::Missing(cold), _)) => {
                 to_fill = Some(ToFill { cold: *cold, identity });
                 guest_memory(resources.memory)?
             }
-            Some(Memory::Nothing) | None => guest_memory(resources.memory)?,
+            Some((Memory::Nothing, _)) | None => guest_memory(resources.memory)?,
         };
         let Slot { tap, sockets } = node.slots.take()?;
         let config = Config {
@@ -203,6 +206,7 @@ impl Machine {
             memory_fd: handover.give(memory)?,
             memory_private,
             userfault_fd,
+            written,
             kvm_fd: handover.give(open_device("/dev/kvm")?)?,
             kernel_fd: handover.give(open("the guest's kernel", &node.kernel)?)?,
             initramfs_fd: handover.give(open("the guest's initramfs", &node.initramfs)?)?,

@@ -12,7 +12,7 @@ use std::{
 use fs_err as fs;
 use holdfast_snapshot::{FileSource, PAGE_BYTES, Pages, Source};
 
-use super::disk::clone;
+use super::{disk::clone, touched::Touched};
 
 /// Read and written at once.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -82,6 +82,18 @@ fn mappings_of(pid: u32, bytes: u64) -> io::Result<Vec<Mapping>> {
     guest_mappings(&maps, bytes).ok_or_else(|| {
         io::Error::other(format!("process {pid} maps no file as {bytes} bytes of memory"))
     })
+}
+
+/// What the VMM with this process id has of its guest's memory of so many bytes. `None`: it has a
+/// memory file of its own, or more than a guest touches that has just gone on.
+pub(super) fn touched(pid: u32, bytes: u64) -> io::Result<Option<Touched>> {
+    let mappings = mappings_of(pid, bytes)?;
+    if mappings.iter().any(|mapping| !mapping.private) {
+        return Ok(None);
+    }
+    let there = pages_that(pid, &mappings, |entry| entry & PRESENT != 0)?;
+    let own = pages_that(pid, &mappings, is_own_copy)?;
+    Ok(Touched::seen(&there, &own))
 }
 
 impl GuestMemory {

@@ -27,6 +27,7 @@ mod snapshots;
 mod status;
 mod suspend;
 mod templates;
+mod touched;
 mod uid;
 
 pub use driver::Ending;

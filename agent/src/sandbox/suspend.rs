@@ -20,7 +20,7 @@ use holdfast_wire::{
     guest::Quiesce,
     vmm::{Reply, ToVmm},
 };
-use log::{info, warn};
+use log::{debug, info, warn};
 use tokio::time::{sleep, timeout};
 
 use super::{
@@ -330,6 +330,19 @@ impl Driver {
         let Some(older) = older else { return };
         let node = Arc::clone(&self.node);
         tokio::task::spawn_blocking(move || node.snapshots.released_or_logged(&older.snapshot));
+    }
+
+    /// Notes what its guest has touched since it went on, behind everybody's back: the next resume
+    /// has that ready.
+    pub(super) fn note_touched(&self, machine: &Machine) {
+        let Some(saved) = self.record.saved.clone() else { return };
+        let (node, pid) = (Arc::clone(&self.node), machine.vmm_pid());
+        let bytes = self.record.spec.resources.memory.bytes();
+        tokio::task::spawn_blocking(move || match memory::touched(pid, bytes) {
+            Ok(Some(seen)) => node.snapshots.saw(&saved.snapshot, seen),
+            Ok(None) => {}
+            Err(error) => debug!(error:%, pid; "what a guest touches first is not seen"),
+        });
     }
 
     /// From a snapshot to the end of what runs then.

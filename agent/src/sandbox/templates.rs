@@ -198,7 +198,8 @@ impl Template {
         let memory = fs::File::open(self.folder.join(MEMORY_FILE))?;
         let fetched = Fetched { warmth: Warmth::Hot, ..Fetched::default() };
         let (state, disk) = (self.state.clone(), self.folder.join(DISK_FILE));
-        Ok(TakenUp { memory: Memory::Image(memory), state, disk, fetched })
+        let (memory, written) = (Memory::Image(memory), Vec::new());
+        Ok(TakenUp { memory, written, state, disk, fetched })
     }
 }
 

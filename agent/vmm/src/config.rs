@@ -5,7 +5,7 @@ use std::io;
 use holdfast_wire::{
     WIRE_VERSION,
     frame::{self, FrameError},
-    vmm::{BURST_MS_MIN, CONFIG_FD, Config, IoLimits, Network, Rate},
+    vmm::{BURST_MS_MIN, CONFIG_FD, Config, IoLimits, Network, Rate, WRITTEN_MAX},
 };
 
 use crate::{inherited, layout::COMMAND_LINE_BYTES_MAX, limits::config::*, sys};
@@ -27,8 +27,10 @@ pub(crate) enum ConfigError {
     Vcpus { found: u8 },
     #[error("{found} MiB of memory asked for; {MEMORY_MIB_MIN} to {MEMORY_MIB_MAX} are possible")]
     Memory { found: u32 },
-    #[error("memory that is filled while the guest goes on cannot be a private copy of a file")]
-    FilledAndPrivate,
+    #[error("{found} runs of written pages told; {WRITTEN_MAX} are possible")]
+    Written { found: usize },
+    #[error("written pages are told of memory that is no private copy of a file")]
+    WrittenNotPrivate,
     #[error("command line has {bytes} bytes; {COMMAND_LINE_BYTES_MAX} are possible")]
     CommandLineTooLong { bytes: usize },
     #[error("command line holds a NUL")]
@@ -71,8 +73,11 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if !(MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(&config.memory_mib) {
         return Err(ConfigError::Memory { found: config.memory_mib });
     }
-    if config.userfault_fd.is_some() && config.memory_private {
-        return Err(ConfigError::FilledAndPrivate);
+    if config.written.len() > WRITTEN_MAX {
+        return Err(ConfigError::Written { found: config.written.len() });
+    }
+    if !config.written.is_empty() && !config.memory_private {
+        return Err(ConfigError::WrittenNotPrivate);
     }
     if line.len() > COMMAND_LINE_BYTES_MAX {
         return Err(ConfigError::CommandLineTooLong { bytes: line.len() });
@@ -115,7 +120,7 @@ fn check_limits(device: &str, limits: IoLimits) -> Result<(), ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_wire::vmm::{CpuTemplate, Disk, Serial};
+    use holdfast_wire::vmm::{CpuTemplate, Disk, PageRun, Serial};
 
     use super::*;
 
@@ -127,6 +132,7 @@ mod tests {
             memory_fd: 4,
             memory_private: false,
             userfault_fd: None,
+            written: Vec::new(),
             kvm_fd: 5,
             kernel_fd: 6,
             initramfs_fd: 7,
@@ -165,10 +171,9 @@ mod tests {
         assert!(refusal(|config| config.vcpus = 0).contains("0 vCPUs"));
         assert!(refusal(|config| config.vcpus = 33).contains("33 vCPUs"));
         assert!(refusal(|config| config.memory_mib = 63).contains("63 MiB"));
-        let both = |config: &mut Config| {
-            (config.memory_private, config.userfault_fd) = (true, Some(12));
-        };
-        assert!(refusal(both).contains("private copy"));
+        let run = PageRun { page: 7, count: 1 };
+        assert!(refusal(|config| config.written = vec![run; 2049]).contains("2049 runs"));
+        assert!(refusal(|config| config.written = vec![run]).contains("no private copy"));
         assert!(refusal(|config| config.command_line = "a".repeat(2048)).contains("2048 bytes"));
         assert!(refusal(|config| config.command_line = "a\0b".to_owned()).contains("NUL"));
     }

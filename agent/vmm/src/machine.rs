@@ -8,9 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holdfast_wire::vmm::{Config, Phase, Stats};
+use holdfast_wire::vmm::{Config, PageRun, Phase, Stats};
 use kvm_ioctls::VcpuFd;
-use log::{error, info};
+use log::{debug, error, info};
 
 use crate::{
     boot::{self, BootError, Sources},
@@ -134,6 +134,8 @@ pub(crate) struct Machine {
     state: Option<OwnedFd>,
     /// Tells what is missing of the memory. Its last close would turn that into zeros.
     _faults: Option<OwnedFd>,
+    /// Pages that a guest which goes on writes first.
+    written: Vec<PageRun>,
     vcpus: Vec<RunningVcpu>,
     /// PID 1 has reported.
     ready: bool,
@@ -150,10 +152,14 @@ impl Machine {
         vcpu::install_kick().map_err(MachineError::Kick)?;
         let memory_bytes = u64::from(config.memory_mib) << 20;
         let memory = memory::map(fds.take(config.memory_fd)?, memory_bytes, config.memory_private)?;
-        let faults = config
-            .userfault_fd
-            .map(|fd| userfault::watch(&fds.take(fd)?, &memory).map_err(MachineError::Faults));
-        let faults = faults.transpose()?;
+        let device = config.userfault_fd.map(|fd| fds.take(fd)).transpose()?;
+        let faults = match &device {
+            Some(device) if config.memory_private => userfault::one_by_one(device, &memory)
+                .inspect_err(|error| debug!(error:%; "pages come with their neighbours"))
+                .ok(),
+            Some(device) => Some(userfault::watch(device, &memory).map_err(MachineError::Faults)?),
+            None => None,
+        };
         let vm = Vm::new(fds.take(config.kvm_fd)?, &memory, config.cpu)?;
         let mut wiring = KvmWiring::new(&vm.fd);
         let generation = Generation::new(wiring.fixed_line(GENERATION_GSI)?);
@@ -180,6 +186,7 @@ impl Machine {
             sources: Some(sources),
             state,
             _faults: faults,
+            written: config.written.clone(),
             vcpus: Vec::new(),
             ready: false,
             paused: false,
@@ -234,6 +241,7 @@ impl Machine {
         if found != wanted {
             return Err(StateError::Memory { found, wanted }.into());
         }
+        memory::copy_ahead(&self.memory, &std::mem::take(&mut self.written));
         let vcpus = self.vm.restored_vcpus(count, &state.vcpus, &state.shared)?;
         // After the interrupt controllers: they raise interrupts.
         self.around.bus.devices.restore(&state.devices)?;

@@ -119,14 +119,24 @@ pub(crate) fn leave_out_of_core_dumps(memory: &Memory) -> io::Result<()> {
 /// Lets go of `bytes` from `offset` on of a private mapping of a file: what was written there is
 /// lost, and the file shows again.
 pub(crate) fn let_go(region: &GuestRegionMmap, offset: u64, bytes: u64) -> io::Result<()> {
+    advise_part(region, offset, bytes, libc::MADV_DONTNEED)
+}
+
+/// Makes `bytes` from `offset` on of a private mapping be there as writes would, which leave them as
+/// they are.
+pub(crate) fn copy_ahead(region: &GuestRegionMmap, offset: u64, bytes: u64) -> io::Result<()> {
+    advise_part(region, offset, bytes, libc::MADV_POPULATE_WRITE)
+}
+
+/// Gives one piece of advice about a part of a mapping that is guest memory.
+fn advise_part(region: &GuestRegionMmap, offset: u64, bytes: u64, advice: i32) -> io::Result<()> {
     let offset = usize::try_from(offset).map_err(io::Error::other)?;
     let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
     let end = offset.checked_add(bytes).filter(|&end| end <= region.size());
     end.ok_or(io::ErrorKind::InvalidInput)?;
     // SAFETY: the range lies inside one mapping that `region` owns (checked above). Guest memory is
-    // only ever accessed as volatile bytes, so that they change at any time is expected.
-    let outcome =
-        unsafe { libc::madvise(region.as_ptr().add(offset).cast(), bytes, libc::MADV_DONTNEED) };
+    // only ever accessed as volatile bytes, so that advice changes them at any time is expected.
+    let outcome = unsafe { libc::madvise(region.as_ptr().add(offset).cast(), bytes, advice) };
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

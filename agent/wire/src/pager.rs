@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 /// Pieces of one image: each is an inherited fd. With 6 MiB of stored frames in a segment, an image
 /// has this many only from some 20 GiB on.
 pub const PIECES_MAX: usize = 1024;
-/// Places a guest touched first that are told, and given to the next pager.
-pub const FIRST_MAX: usize = 16 * 1024;
+/// Pages a guest touched first that are told, and given to the next pager: 8 MiB of them.
+pub const FIRST_MAX: usize = 2048;
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
@@ -25,7 +25,7 @@ pub struct Request {
     pub key: [u8; 32],
     /// An empty file that will hold the image when the report has come.
     pub copy_fd: i32,
-    /// Bytes of the image that an earlier guest touched, in that order.
+    /// Bytes of the image that an earlier guest touched, in the order in which they are brought.
     pub first: Vec<u64>,
 }
 
@@ -76,6 +76,6 @@ pub struct Filled {
     pub faults: u64,
     /// Bytes put into guest memory.
     pub bytes: u64,
-    /// Bytes of the image that were touched before they were there, in that order.
-    pub first: Vec<u64>,
+    /// Pages that were touched before they were there, by their first bytes, in that order.
+    pub missed: Vec<u64>,
 }

@@ -30,11 +30,17 @@ pub struct Config {
     /// True: the guest's writes stay with this process and never reach the memory file, which may
     /// be shared with others and open for reading only. False: the file is this guest's own memory.
     pub memory_private: bool,
-    /// `/dev/userfaultfd`: the memory file is empty, and another process fills it while the guest
-    /// goes on. It takes the userfaultfd that this process makes out of this process; as long as
-    /// this one lives the fd is open here, so that no page that is missing becomes one of zeros.
-    /// Not with [`Self::memory_private`].
+    /// `/dev/userfaultfd`. With a memory file of the guest's own: the file is empty, and another
+    /// process fills it while the guest goes on. It takes the userfaultfd that this process makes
+    /// out of this process; as long as this one lives the fd is open here, so that no page that is
+    /// missing becomes one of zeros.
+    ///
+    /// With [`Self::memory_private`]: only pages that are touched become part of this process, not
+    /// their neighbours too, where this host's kernel can do that.
     pub userfault_fd: Option<i32>,
+    /// With [`Self::memory_private`]: pages that the guest is known to write as soon as it goes on,
+    /// at most [`WRITTEN_MAX`] runs. Only a hint.
+    pub written: Vec<PageRun>,
     pub kvm_fd: i32,
     /// Uncompressed ELF kernel with a PVH note.
     pub kernel_fd: i32,
@@ -56,6 +62,17 @@ pub struct Config {
     pub cpu: CpuTemplate,
     /// A regular file with what [`Reply::Saved`] told, for [`ToVmm::Restore`].
     pub state_fd: Option<i32>,
+}
+
+/// Runs in [`Config::written`].
+pub const WRITTEN_MAX: usize = 2048;
+
+/// Pages of 4 KiB in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRun {
+    /// The first, counted in the memory file.
+    pub page: u64,
+    pub count: u32,
 }
 
 /// What the guest's CPUs can do.

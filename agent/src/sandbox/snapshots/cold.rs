@@ -6,20 +6,20 @@ use std::{io, path::PathBuf};
 use fs_err as fs;
 use holdfast_model::{GroupKey, SnapshotId};
 use holdfast_snapshot::{Key, Kind, Name, Snapshot};
-use holdfast_wire::pager::{FIRST_MAX, PIECES_MAX};
-use log::warn;
+use holdfast_wire::pager::PIECES_MAX;
+use log::debug;
 
 use super::{MEMORY, SaveError, Snapshots, TakenUp, disk, failed};
 use crate::{
     random::random_id,
-    sandbox::report::{Fetched, Warmth},
+    sandbox::{
+        report::{Fetched, Warmth},
+        touched::Touched,
+    },
 };
 
-/// What a guest touched first, as numbers of 8 bytes: a hint, believed by nobody.
-pub(super) const FIRST_FILE: &str = "first";
-
-/// How many of those were packed side by side when the snapshot was written, in digits.
-const PACKED_FILE: &str = "packed";
+/// What a guest touched first.
+pub(super) const TOUCHED_FILE: &str = "touched";
 
 /// The memory of a snapshot, in pieces.
 pub(in crate::sandbox) struct Cold {
@@ -29,7 +29,7 @@ pub(in crate::sandbox) struct Cold {
     pub(in crate::sandbox) layers: Vec<Name>,
     pub(in crate::sandbox) pieces: Vec<(Kind, Name, fs::File)>,
     pub(in crate::sandbox) key: Key,
-    /// Bytes of the memory that were touched first the last time, in that order.
+    /// Bytes of the memory that are brought first.
     pub(in crate::sandbox) first: Vec<u64>,
 }
 
@@ -81,7 +81,8 @@ impl Snapshots {
                 let lengths = cold.pieces.iter().map(|(_, _, file)| file.metadata());
                 let bytes = lengths.flatten().map(|metadata| metadata.len()).sum();
                 let fetched = Fetched { warmth: Warmth::Cold, bytes, ..Fetched::default() };
-                Ok(TakenUp { memory: Memory::Missing(Box::new(cold)), state, disk, fetched })
+                let (memory, written) = (Memory::Missing(Box::new(cold)), Vec::new());
+                Ok(TakenUp { memory, written, state, disk, fetched })
             }
             None => self.take_up(group, id),
         }
@@ -114,38 +115,31 @@ impl Snapshots {
             layers: image.layers.iter().map(|layer| layer.name).collect(),
             pieces: names.into_iter().map(open).collect::<Result<_, SaveError>>()?,
             key,
-            first: self.first(id),
+            first: self.touched(id).to_bring(),
         };
         Ok(Some((cold, state)))
     }
 
-    /// Bytes of the memory that a guest touches first.
-    pub(super) fn first(&self, id: &SnapshotId) -> Vec<u64> {
-        let bytes = fs::read(self.folder(id).join(FIRST_FILE)).unwrap_or_default();
-        let (numbers, _) = bytes.as_chunks::<8>();
-        numbers.iter().take(FIRST_MAX).map(|number| u64::from_le_bytes(*number)).collect()
-    }
-
-    /// How many of these the snapshot's own layer has side by side.
-    pub(super) fn packed(&self, id: &SnapshotId) -> usize {
-        let text = fs::read_to_string(self.folder(id).join(PACKED_FILE)).unwrap_or_default();
-        text.parse().unwrap_or_default()
-    }
-
-    /// Without it they are packed once more than is needed.
-    pub(super) fn keep_packed(&self, id: &SnapshotId, count: usize) {
-        if let Err(error) = fs::write(self.folder(id).join(PACKED_FILE), count.to_string()) {
-            warn!(error:%; "how much of what a guest touches first is packed is not kept");
-        }
+    /// What a guest touches first that goes on from there.
+    pub(super) fn touched(&self, id: &SnapshotId) -> Touched {
+        let path = self.folder(id).join(TOUCHED_FILE);
+        Touched::decode(&fs::read(path).unwrap_or_default())
     }
 
     /// Without it the next resume from there waits for more pages.
-    pub(super) fn keep_first(&self, id: &SnapshotId, first: &[u64]) {
-        let bytes: Vec<u8> = first.iter().flat_map(|at| at.to_le_bytes()).collect();
-        let path = self.folder(id).join(FIRST_FILE);
-        if let Err(error) = fs::write(&path, bytes) {
-            warn!(error:%; "what a guest touches first is not kept");
+    pub(super) fn keep_touched(&self, id: &SnapshotId, touched: &Touched) {
+        // A snapshot that is gone meanwhile needs none; half a list is one of half the pages.
+        let path = self.folder(id).join(TOUCHED_FILE);
+        if let Err(error) = fs::write(&path, touched.encode()) {
+            debug!(error:%; "what a guest touches first is not kept");
         }
+    }
+
+    /// Notes what a guest was seen to touch that went on from there.
+    pub(in crate::sandbox) fn saw(&self, id: &SnapshotId, seen: Touched) {
+        let mut touched = self.touched(id);
+        touched.replace(seen);
+        self.keep_touched(id, &touched);
     }
 
     /// An empty memory file for the snapshot, not in use yet.
@@ -166,11 +160,13 @@ impl Snapshots {
         &self,
         id: &SnapshotId,
         draft: MemoryDraft,
-        first: &[u64],
+        missed: &[u64],
     ) -> Result<(), SaveError> {
         let path = self.memory_path(id);
         fs::rename(&draft.path, &path).map_err(failed("rename", &draft.path))?;
-        self.keep_first(id, first);
+        let mut touched = self.touched(id);
+        touched.add(missed);
+        self.keep_touched(id, &touched);
         self.keep_to_budget(id);
         Ok(())
     }

@@ -19,6 +19,7 @@ use holdfast_snapshot::{
     SnapshotError, collect,
 };
 use holdfast_store::{Store, StoreError};
+use holdfast_wire::vmm::PageRun;
 use log::{info, warn};
 
 mod cold;
@@ -36,16 +37,13 @@ use super::{
     disk::{self, DiskError, clone},
     memory::GuestMemory,
     report::{Fetched, Warmth},
+    touched::Touched,
 };
 use crate::{
     credentials::{KeyError, Keys},
     error_chain::error_chain,
     fault::{self, Point},
 };
-
-/// Pages that are packed again although they have not changed: what a guest touches until it
-/// answers is some megabyte.
-const REPACKED_MAX: usize = 1024;
 
 /// Name of the memory's image in a snapshot. One without it is of the disk alone.
 const MEMORY: &str = "memory";
@@ -135,10 +133,8 @@ pub(super) struct Copied {
     /// `None`: the disk alone.
     memory: Option<fs::File>,
     parent: Option<(SnapshotId, Pages)>,
-    /// Pages that a guest that goes on from there touches first.
-    first: Vec<u64>,
-    /// Those of them lie in layers below, here and there: they are packed again, side by side.
-    repack: bool,
+    /// What a guest that goes on from there touches first.
+    touched: Touched,
     committed: bool,
 }
 
@@ -151,9 +147,9 @@ impl Copied {
     fn written(&self) -> Option<Pages> {
         let (_, changed) = self.parent.as_ref()?;
         let pages = self.memory.as_ref()?.metadata().ok()?.len() / PAGE;
-        let wanted = |page: &&u64| self.repack && **page < pages;
-        let first = self.first.iter().filter(wanted).take(REPACKED_MAX);
-        let first = first.map(|page| *page..*page + 1);
+        // Those that lie in layers below, here and there, are packed again, side by side.
+        let first = self.touched.to_repack().into_iter().filter(|page| *page < pages);
+        let first = first.map(|page| page..page + 1);
         Some(changed.runs().iter().cloned().chain(first).collect())
     }
 
@@ -177,6 +173,8 @@ impl Drop for Copied {
 #[derive(Debug)]
 pub(super) struct TakenUp {
     pub(super) memory: Memory,
+    /// Of an image: what a guest writes first that goes on from there.
+    pub(super) written: Vec<PageRun>,
     /// Of CPUs and devices. Empty where there is no memory.
     pub(super) state: Vec<u8>,
     /// To be copied before it is written.
@@ -239,21 +237,10 @@ impl Snapshots {
         fs::create_dir_all(&folder).map_err(failed("make", &folder))?;
         let path = self.memory_path(&id);
         // From here on its drop cleans up.
-        let first = parent.map(|parent| self.first(parent)).unwrap_or_default();
-        let mut copied = Copied {
-            id,
-            folder,
-            memory: None,
-            parent: None,
-            first: first.iter().map(|at| at / PAGE).collect(),
-            repack: parent.is_some_and(|parent| self.packed(parent) < first.len()),
-            committed: false,
-        };
+        let touched = parent.map(|parent| self.touched(parent)).unwrap_or_default();
+        let mut copied =
+            Copied { id, folder, memory: None, parent: None, touched, committed: false };
         let to = disk::new(&path)?;
-        if !first.is_empty() {
-            self.keep_first(&copied.id, &first);
-            self.keep_packed(&copied.id, first.len());
-        }
         let below = parent.and_then(|parent| fs::File::open(self.memory_path(parent)).ok());
         let changed = memory.copy(&to, below.as_ref());
         let changed = changed.map_err(failed("copy guest memory to", &path))?;
@@ -283,9 +270,8 @@ impl Snapshots {
     pub(super) fn copy_disk(&self, id: SnapshotId, disk: &Path) -> Result<Copied, SaveError> {
         let folder = self.folder(&id);
         fs::create_dir_all(&folder).map_err(failed("make", &folder))?;
-        let (first, repack) = (Vec::new(), false);
-        let copied =
-            Copied { id, folder, memory: None, parent: None, first, repack, committed: false };
+        let touched = Touched::default();
+        let copied = Copied { id, folder, memory: None, parent: None, touched, committed: false };
         copied.take_disk(disk)?;
         Ok(copied)
     }
@@ -317,15 +303,21 @@ impl Snapshots {
         if let Some(memory) = &copied.memory {
             let source = memory.file().try_clone().and_then(FileSource::new);
             let source = source.map_err(failed("read", &copied.folder))?;
-            let changed = copied.written();
-            match saved.image(MEMORY, &source, changed.as_ref(), &copied.first) {
+            let mut written = copied.written();
+            let first: Vec<_> = copied.touched.pages().collect();
+            match saved.image(MEMORY, &source, written.as_ref(), &first) {
                 Err(SnapshotError::TooDeep { .. }) => {
+                    written = None;
                     saved = draft(None)?;
-                    saved.image(MEMORY, &source, None, &copied.first)?;
+                    saved.image(MEMORY, &source, None, &first)?;
                 }
-                written => drop(written?),
+                done => drop(done?),
             }
             saved.state(state)?;
+            if !first.is_empty() {
+                copied.touched.packed(written.as_ref());
+                self.keep_touched(&copied.id, &copied.touched);
+            }
         }
         fault::at(Point::SavePieces);
         saved.commit(now_ms)?;
@@ -348,7 +340,8 @@ impl Snapshots {
         let disk = self.folder(id).join(DISK_FILE);
         let mut fetched = Fetched { warmth: Warmth::Booted, ..Fetched::default() };
         if !snapshot.manifest.images.contains_key(MEMORY) {
-            return Ok(TakenUp { memory: Memory::Nothing, state: Vec::new(), disk, fetched });
+            let (memory, written, state) = (Memory::Nothing, Vec::new(), Vec::new());
+            return Ok(TakenUp { memory, written, state, disk, fetched });
         }
         let state = self.state_of(&snapshot, &key, id)?;
         let path = self.memory_path(id);
@@ -382,7 +375,8 @@ impl Snapshots {
             }
             Err(error) => return Err(failed("open", &path)(error)),
         };
-        Ok(TakenUp { memory: Memory::Image(memory), state, disk, fetched })
+        let (memory, written) = (Memory::Image(memory), self.touched(id).written());
+        Ok(TakenUp { memory, written, state, disk, fetched })
     }
 
     fn state_of(
@@ -470,7 +464,7 @@ impl Snapshots {
             }
             for file in fs::read_dir(entry.path()).map_err(&cannot)? {
                 let file = file.map_err(&cannot)?;
-                let kept = [own.as_str(), DISK_FILE, cold::FIRST_FILE];
+                let kept = [own.as_str(), DISK_FILE, cold::TOUCHED_FILE];
                 if !kept.iter().any(|kept| file.file_name() == **kept) {
                     fs::remove_file(file.path()).map_err(&cannot)?;
                 }

@@ -51,8 +51,7 @@ pub(super) fn copied(snapshots: &Snapshots, id: SnapshotId, text: &[u8]) -> Copi
         folder,
         memory: Some(memory),
         parent: None,
-        first: Vec::new(),
-        repack: false,
+        touched: Touched::default(),
         committed: false,
     }
 }
@@ -78,6 +77,36 @@ fn what_was_committed_is_taken_up_with_and_without_its_memory_file() {
     let taken = again.take_up(&group(), &id(1)).unwrap();
     assert_eq!((memory_of(&taken), taken.state), (b"guest".to_vec(), b"state".to_vec()));
     assert!(fs::read(taken.disk).unwrap() == DISK);
+}
+
+#[test]
+fn what_a_guest_was_seen_to_touch_is_packed_again_by_its_next_suspend_and_told() {
+    let pages = |runs: &[std::ops::Range<u64>]| runs.iter().cloned().collect::<Pages>();
+    let state = tempfile::tempdir().unwrap();
+    let all = snapshots(state.path());
+    all.commit(&group(), copied(&all, id(1), b"guest"), b"state", 7).unwrap();
+    all.saw(&id(1), Touched::seen(&pages(&[2..4]), &pages(&[2..3])).unwrap());
+    let written = all.take_up(&group(), &id(1)).unwrap().written;
+    assert_eq!(written, [PageRun { page: 2, count: 1 }]);
+    // A page has changed that is zero, so that nothing else is packed.
+    for (from, to) in [(1, 2), (2, 3)] {
+        let mut copied = copied(&all, id(to), b"guest");
+        copied.parent = Some((id(from), pages(&[9..10])));
+        copied.touched = all.touched(&id(from));
+        all.commit(&group(), copied, b"state", 7).unwrap();
+    }
+    let packed = |of: u8| {
+        let key = all.keys.known_of_group(&group()).unwrap();
+        let snapshot = Snapshot::open(&all.pieces, &key, id(of).as_str()).unwrap();
+        !snapshot.manifest.images[MEMORY].layers[0].segments.is_empty()
+    };
+    assert_eq!([packed(2), packed(3)], [true, false], "once");
+    for of in [2, 3] {
+        fs::remove_file(all.memory_path(&id(of))).unwrap();
+        let (cold, _) = all.cold(&group(), &id(of)).unwrap().unwrap();
+        assert_eq!(cold.first, [2 * PAGE, 3 * PAGE]);
+        assert_eq!(memory_of(&all.take_up(&group(), &id(of)).unwrap()), b"guest");
+    }
 }
 
 #[test]

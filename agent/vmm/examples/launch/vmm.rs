@@ -211,6 +211,7 @@ impl Launch {
             memory_mib: self.memory_mib,
             memory_fd: pass(memory)?,
             memory_private: self.saved.is_some(),
+            written: Vec::new(),
             userfault_fd: None,
             kvm_fd: pass(kvm.into_parts().0.into())?,
             kernel_fd: pass(open(&self.kernel)?)?,

@@ -91,6 +91,7 @@ pub(crate) fn config(
         memory_fd: unused(),
         memory_private: false,
         userfault_fd: None,
+        written: Vec::new(),
         kvm_fd: unused(),
         kernel_fd: unused(),
         initramfs_fd: unused(),
