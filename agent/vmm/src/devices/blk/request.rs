@@ -153,6 +153,11 @@ impl<'m> Request<'m> {
         }
     }
 
+    /// Of a read that waits.
+    pub(super) fn bytes_left(&self) -> usize {
+        self.target.len()
+    }
+
     /// Reads what a read has not yet, and waits for it.
     pub(super) fn finish(&mut self, disk: &Backing) -> Result<Moved, Failure> {
         let rest = std::mem::take(&mut self.target);

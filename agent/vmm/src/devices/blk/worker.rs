@@ -23,7 +23,7 @@ use crate::{
         runner::Worker,
         saved::{Differs, WorkerState},
     },
-    limits::blk::{BATCH, ERRORS_LOGGED_MAX, READS_AT_ONCE_MAX},
+    limits::blk::{BATCH, ERRORS_LOGGED_MAX, READS_AT_ONCE_MAX, TRANSFER_BYTES_MAX},
     seccomp::ThreadKind,
     vm::Memory,
 };
@@ -108,10 +108,11 @@ impl DiskWorker {
         waiting: &mut Vec<Waiting<'m>>,
     ) -> Result<Progress, Broken> {
         queue.refuse_kicks(memory)?;
-        let mut answered = 0;
+        let (mut answered, mut awaited_bytes) = (0, 0);
         // Each turn takes a request, or sees that one has just come.
         for _ in 0..BATCH + READS_AT_ONCE_MAX {
-            if answered == BATCH || waiting.len() == READS_AT_ONCE_MAX {
+            let full = waiting.len() == READS_AT_ONCE_MAX || awaited_bytes >= TRANSFER_BYTES_MAX;
+            if answered == BATCH || full {
                 break;
             }
             if let Some(until) = self.throttle.held_until(now) {
@@ -127,7 +128,10 @@ impl DiskWorker {
                             queue.give_back(memory, head, written)?;
                             answered += 1;
                         }
-                        None => waiting.push((head, request)),
+                        None => {
+                            awaited_bytes += request.bytes_left();
+                            waiting.push((head, request));
+                        }
                     }
                 }
                 // It offers more as these come back, and need not kick for it.
