@@ -17,7 +17,7 @@ use std::{
 use fs_err as fs;
 use holdfast_model::SandboxId;
 use holdfast_wire::guest::{Command, Exec, Output};
-use node::{Node, spec};
+use node::{Node, own_kib, spec};
 use rustix::mount::{MountFlags, mount};
 
 const MEMORY_MIB: u32 = 256;
@@ -224,15 +224,4 @@ fn pauses_us(node: &Node) -> u128 {
     let sum = text.lines().find_map(|line| line.strip_prefix(name));
     let seconds: f64 = sum.map_or(0.0, |sum| sum.parse().unwrap());
     Duration::from_secs_f64(seconds).as_micros()
-}
-
-/// What a VMM has for itself alone, its guest's changed pages among it.
-fn own_kib(pid: u32) -> u64 {
-    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let parts = ["Private_Clean:", "Private_Dirty:"];
-    let value = |part: &&str| -> u64 {
-        let rest = smaps.lines().find_map(|line| line.strip_prefix(part)).unwrap();
-        rest.trim().trim_end_matches(" kB").parse().unwrap()
-    };
-    parts.iter().map(value).sum()
 }

@@ -22,10 +22,15 @@ const RUN: &str = "/run";
 const STANDING: [u32; 4] = [0, 10, 50, 200];
 /// Mounts of the host in the last measurement.
 const MOUNTS: u32 = 200;
-/// Jails made and taken away for one figure. The clock of idle time has hundredths of a second.
-const ROUNDS: u32 = 50;
-/// For what the kernel puts off. Costs no instruction.
+/// Jails made and taken away for one figure.
+const ROUNDS: u32 = 48;
+/// Shims that wait for orders: so many jails find one made ahead.
+const READY: u32 = 4;
+/// For what the kernel puts off. Costs no instruction but for what goes on anyway.
 const SETTLE: Duration = Duration::from_secs(3);
+/// The same between parts of one jail's life; what goes on anyway is taken off. The shim that takes
+/// a used one's place comes within it.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// In the order in which an agent gives them back.
 struct Jail {
@@ -63,27 +68,70 @@ impl Maker {
         Ok(Jail { process, _cgroup: cgroup, run })
     }
 
-    /// Microseconds of CPU for one jail.
-    fn cost_us(&self, first: u32) -> Result<u64, Box<dyn std::error::Error>> {
+    /// Microseconds of CPU for one jail, of many in a row: most find no shim that waits.
+    fn in_a_row_us(&self, first: u32) -> Result<u64, Box<dyn std::error::Error>> {
         std::thread::sleep(SETTLE);
-        let before = busy_us()?;
+        let before = busy_ns()?;
         for number in first..first + ROUNDS {
             drop(self.make(number)?);
         }
         std::thread::sleep(SETTLE);
-        Ok((busy_us()? - before) / u64::from(ROUNDS))
+        Ok(each_us(busy_ns()? - before))
+    }
+
+    /// The same of jails that all find a shim that waits.
+    fn out_of_stock(&self, first: u32) -> Result<Parts, Box<dyn std::error::Error>> {
+        let mut parts = Parts::default();
+        std::thread::sleep(SETTLE);
+        for batch in 0..ROUNDS / READY {
+            let idle = busy_ns_during(PAUSE)?;
+            let before = busy_ns()?;
+            let jails: Result<Vec<_>, _> =
+                (0..READY).map(|number| self.make(first + batch * READY + number)).collect();
+            let jails = jails?;
+            parts.create += busy_ns()? - before;
+            parts.ahead += busy_ns_during(PAUSE)?.saturating_sub(idle);
+            let before = busy_ns()?;
+            drop(jails);
+            std::thread::sleep(PAUSE);
+            parts.end += (busy_ns()? - before).saturating_sub(idle);
+        }
+        Ok(Parts {
+            create: each_us(parts.create),
+            ahead: each_us(parts.ahead),
+            end: each_us(parts.end),
+        })
     }
 }
 
-/// Microseconds that the machine's one CPU was not idle, since its start.
-fn busy_us() -> Result<u64, Box<dyn std::error::Error>> {
-    let text = fs_err::read_to_string("/proc/uptime")?;
-    let mut hundredths =
-        text.split_whitespace().map(|number| number.replace('.', "").parse::<u64>());
-    let (Some(up), Some(idle)) = (hundredths.next(), hundredths.next()) else {
-        return Err("no uptime".into());
-    };
-    Ok(up?.saturating_sub(idle?) * 10_000)
+/// What one jail costs, by who waits for it, in microseconds.
+#[derive(Default)]
+struct Parts {
+    /// Until its program runs.
+    create: u64,
+    /// The shim that takes the place of the one that was used; and the start of the jail's program.
+    ahead: u64,
+    end: u64,
+}
+
+fn each_us(ns: u64) -> u64 {
+    ns / 1000 / u64::from(ROUNDS)
+}
+
+/// Nanoseconds that the machine's one CPU was given to threads, since its start.
+fn busy_ns() -> Result<u64, Box<dyn std::error::Error>> {
+    // Ours counts once it has let the CPU go.
+    std::thread::sleep(Duration::from_millis(1));
+    let text = fs_err::read_to_string("/proc/schedstat")?;
+    let cpu = text.lines().find_map(|line| line.strip_prefix("cpu0 ")).ok_or("no such CPU")?;
+    Ok(cpu.split(' ').nth(6).ok_or("no such column")?.parse()?)
+}
+
+/// Of a pause of all that is measured.
+fn busy_ns_during(pause: Duration) -> Result<u64, Box<dyn std::error::Error>> {
+    let before = busy_ns()?;
+    std::thread::sleep(pause);
+    Ok(busy_ns()? - before)
 }
 
 fn status_kib(pid: &str, key: &str) -> Result<u64, Box<dyn std::error::Error>> {
@@ -105,7 +153,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for number in u32::try_from(standing.len())?..count {
             standing.push(maker.make(number)?);
         }
-        writeln!(out, "jail_cpu_us_at_{count}: {}", maker.cost_us(1000)?)?;
+        report(&mut out, &maker, 1000, &format!("at_{count}"))?;
     }
     if let Some(jail) = standing.first() {
         let pids = fs_err::read_to_string(jail.run.path().join("pids"))?;
@@ -123,6 +171,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         fs_err::create_dir(&folder)?;
         mount("tmpfs", &folder, "tmpfs", MountFlags::empty(), None)?;
     }
-    writeln!(out, "jail_cpu_us_with_{MOUNTS}_mounts: {}", maker.cost_us(2000)?)?;
+    report(&mut out, &maker, 2000, &format!("with_{MOUNTS}_mounts"))
+}
+
+fn report(
+    out: &mut impl Write,
+    maker: &Maker,
+    first: u32,
+    when: &str,
+) -> Result<(), Box<dyn std::error::Error>> {
+    writeln!(out, "jail_cpu_us_in_a_row_{when}: {}", maker.in_a_row_us(first)?)?;
+    let Parts { create, ahead, end } = maker.out_of_stock(first + ROUNDS)?;
+    writeln!(out, "jail_cpu_us_{when}: {}", create + ahead + end)?;
+    writeln!(out, "  create_us_{when}: {create}")?;
+    writeln!(out, "  ahead_us_{when}: {ahead}")?;
+    writeln!(out, "  end_us_{when}: {end}")?;
     Ok(())
 }

@@ -151,6 +151,13 @@ async fn say(stream: &mut UnixStream, output: &Output) -> std::io::Result<()> {
     stream.write_all(&frame::encode(output).unwrap()).await
 }
 
+/// Ends what is said, for whoever listens, at once. A close does so only once nobody else has the
+/// socket, and a child that another test is starting has a copy of it until its exec: meanwhile
+/// nothing happens here, and the clock of these tests goes on to the time-out.
+async fn hang_up(mut stream: UnixStream) -> std::io::Result<()> {
+    stream.shutdown().await
+}
+
 /// Keeps the connection open, reading nothing.
 async fn hold() -> std::io::Result<()> {
     std::future::pending().await
@@ -170,7 +177,7 @@ async fn behave(manner: Manner, mut stream: UnixStream) -> std::io::Result<()> {
         _ => hear(&mut stream).await?,
     }
     match manner {
-        Manner::Closes => return Ok(()),
+        Manner::Closes => return hang_up(stream).await,
         Manner::Dribbles => loop {
             stream.write_all(&[1]).await?;
             sleep(ANSWER_PATIENCE / 3).await;
@@ -185,7 +192,10 @@ async fn behave(manner: Manner, mut stream: UnixStream) -> std::io::Result<()> {
         Manner::Garbage => {
             stream.write_all(&[9, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 255]).await?;
         }
-        Manner::Cut => return stream.write_all(&[9, 0, 0, 0, 1, 2]).await,
+        Manner::Cut => {
+            stream.write_all(&[9, 0, 0, 0, 1, 2]).await?;
+            return hang_up(stream).await;
+        }
         Manner::WrongOrder(Wrong::Processes) => {
             say(&mut stream, &Output::Processes(Vec::new())).await?;
         }

@@ -32,6 +32,9 @@ const WATCHED: Duration = Duration::from_secs(20);
 /// Of an idle sandbox, each second.
 const EXITS_MAX: f64 = 10.0;
 
+/// Of each VMM beyond its guest's memory.
+const OWN_KIB_MAX: u64 = 4 * 1024;
+
 /// Of the process that plays the agent.
 const DESCRIPTORS: u64 = 65_536;
 
@@ -69,14 +72,14 @@ fn count(pid: u32) -> Counted {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let after_name: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
     counted.ticks = after_name[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum();
-    counted.own_kib = own_kib(pid);
+    counted.own_kib = beyond_guest_kib(pid);
     counted
 }
 
 /// What is resident of all mappings but those of guest memory: a file in memory, or, of a guest that
 /// began as a clone, the memory file that it is a private view of. Of files a VMM has its program
 /// besides these.
-fn own_kib(pid: u32) -> u64 {
+fn beyond_guest_kib(pid: u32) -> u64 {
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
     let (mut of_guest, mut sum) = (false, 0);
     for line in smaps.lines() {
@@ -173,8 +176,11 @@ async fn idle(node: &Node, crowd: usize) {
     println!("idle_exits_per_second_median: {:.2}", exits[crowd / 2]);
     println!("idle_exits_per_second_max: {:.2}", exits[crowd - 1]);
     println!("idle_wakeups_per_second_max: {:.2}", wakeups[crowd - 1]);
+    let own_max = after.values().map(|counted| counted.own_kib).max().unwrap();
+    println!("vmm_own_kib_max: {own_max}");
     println!("vmm_own_kib_each: {}", own / crowd as u64);
     println!("agent_rss_kib: {}", field(Path::new("/proc/self/status"), "VmRSS:"));
     assert!(wakeups[crowd - 1] < 0.5, "{wakeups:?} wakeups a second");
+    assert!(own_max <= OWN_KIB_MAX, "{own_max} KiB beyond a guest's memory");
     assert!(exits[crowd - 1] <= EXITS_MAX, "{exits:?} exits a second");
 }

@@ -7,7 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fs_err as fs;
 use futures_util::future::join_all;
 use holdfast_model::{
     SandboxId, SnapshotId, State,
@@ -15,7 +14,7 @@ use holdfast_model::{
 };
 
 use super::{
-    node::{Node, group, spec},
+    node::{Node, group, own_kib, spec},
     suspended::stdout,
 };
 
@@ -86,14 +85,4 @@ async fn cloned(node: &Node, snapshot: &SnapshotId, crowd: u32) -> SandboxId {
     let record = node.settled_among(&record.id, crowd, |state| state != State::Creating).await;
     assert_eq!(record.state, State::Running, "{:?}", record.failure);
     record.id
-}
-
-/// What a VMM has for itself alone, its guest's changed pages among it.
-fn own_kib(pid: u32) -> u64 {
-    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let value = |part: &str| -> u64 {
-        let rest = smaps.lines().find_map(|line| line.strip_prefix(part)).unwrap();
-        rest.trim().trim_end_matches(" kB").parse().unwrap()
-    };
-    ["Private_Clean:", "Private_Dirty:"].map(value).iter().sum()
 }

@@ -70,8 +70,11 @@ pub(crate) mod blk {
     pub(crate) const QUEUE_SIZES: &[u16] = &[256];
     /// Buffers of one request beside its header and status.
     pub(crate) const SEGMENTS_MAX: u16 = QUEUE_SIZES[0] - 2;
-    /// Requests handled in one go: few, since each may wait for the host's disk.
+    /// Requests answered in one go: few, since each may wait for the host's disk.
     pub(crate) const BATCH: usize = 8;
+    /// Reads that wait for the host's disk side by side, and are then answered in one go: what an
+    /// NVMe drive does at once with ease. Fewer where they are of [`TRANSFER_BYTES_MAX`] together.
+    pub(crate) const READS_AT_ONCE_MAX: usize = 32;
     /// Bytes of one read or write. Linux asks for 1.25 MiB at most unless told otherwise; the limit
     /// keeps the wait for a pause short.
     pub(crate) const TRANSFER_BYTES_MAX: usize = 64 << 20;

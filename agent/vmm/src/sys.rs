@@ -238,7 +238,7 @@ pub(crate) mod testing {
                 "seccomp" => _ = libc::syscall(libc::SYS_seccomp, 1, 0, 0),
                 "prctl" => _ = libc::prctl(libc::PR_GET_DUMPABLE),
                 "io_uring" => _ = libc::syscall(libc::SYS_io_uring_enter, NOWHERE, 0, 0, 0, 0, 0),
-                "preadv" => _ = libc::preadv(NOWHERE, ptr::null(), 0, 0),
+                "preadv2" => _ = libc::preadv2(NOWHERE, ptr::null(), 0, 0, 0),
                 "yield" => _ = libc::sched_yield(),
                 "clock" => _ = libc::syscall(libc::SYS_clock_gettime, 0, 0),
                 // The word is not 0, so it does not wait.

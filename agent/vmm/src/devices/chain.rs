@@ -89,6 +89,14 @@ impl<'m> Buffer<'m> {
         front
     }
 
+    /// Puts what was cut off back to the front.
+    pub(super) fn put_back(&mut self, front: Self) {
+        self.len += front.len;
+        for slice in front.slices.into_iter().rev() {
+            self.slices.push_front(slice);
+        }
+    }
+
     /// Cuts the first `N` bytes off and copies them, so that they are read once. `None`: fewer are
     /// left.
     pub(super) fn read<const N: usize>(&mut self) -> Option<[u8; N]> {
@@ -166,6 +174,9 @@ mod tests {
             assert_eq!((front.len(), rest.len()), (cut.min(13), 13 - cut.min(13)), "cut at {cut}");
             let sum: usize = front.slices().chain(rest.slices()).map(|slice| slice.len()).sum();
             assert_eq!(sum, 13, "cut at {cut}");
+            rest.put_back(front);
+            let all: Vec<_> = rest.slices().map(|slice| slice.len()).collect();
+            assert_eq!((rest.len(), all.iter().sum()), (13, 13), "cut at {cut}");
         }
     }
 }

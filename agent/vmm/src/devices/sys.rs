@@ -15,6 +15,25 @@ use crate::limits::blk::PIECES_MAX;
 /// Reads from `file` at `offset` into the front of `target`. Returns the bytes read; 0 is the end
 /// of the file.
 pub(super) fn read_at(file: BorrowedFd<'_>, target: &Buffer<'_>, offset: u64) -> io::Result<usize> {
+    read_with(file, target, offset, 0)
+}
+
+/// As [`read_at`], of what the host has in memory. `WouldBlock`: it has not, and reads it now.
+/// `Unsupported`: the file system cannot tell.
+pub(super) fn read_cached_at(
+    file: BorrowedFd<'_>,
+    target: &Buffer<'_>,
+    offset: u64,
+) -> io::Result<usize> {
+    read_with(file, target, offset, libc::RWF_NOWAIT)
+}
+
+fn read_with(
+    file: BorrowedFd<'_>,
+    target: &Buffer<'_>,
+    offset: u64,
+    flags: libc::c_int,
+) -> io::Result<usize> {
     let offset = file_offset(offset)?;
     let guards: Vec<_> = target.slices().take(PIECES_MAX).map(|s| s.ptr_guard_mut()).collect();
     let pieces: Vec<_> = guards
@@ -25,8 +44,9 @@ pub(super) fn read_at(file: BorrowedFd<'_>, target: &Buffer<'_>, offset: u64) ->
     // the slice and whose mapping the slice borrows, held by `target` until after the call. No Rust
     // reference to guest memory exists, so the kernel writing to it invalidates none. `pieces`
     // lives through the call and holds at most PIECES_MAX entries, which fits a c_int.
-    let count =
-        unsafe { libc::preadv(file.as_raw_fd(), pieces.as_ptr(), piece_count(&pieces), offset) };
+    let count = unsafe {
+        libc::preadv2(file.as_raw_fd(), pieces.as_ptr(), piece_count(&pieces), offset, flags)
+    };
     let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
     mark_written(target, count);
     Ok(count)
@@ -44,7 +64,7 @@ pub(super) fn write_at(
         .iter()
         .map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() })
         .collect();
-    // SAFETY: as in `read_at`; here the kernel only reads the slices. What the guest changes while
+    // SAFETY: as in `read_with`; here the kernel only reads the slices. What the guest changes while
     // it does ends up in the guest's own file in one form or the other.
     let count =
         unsafe { libc::pwritev(file.as_raw_fd(), pieces.as_ptr(), piece_count(&pieces), offset) };

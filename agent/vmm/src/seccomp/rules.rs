@@ -100,6 +100,8 @@ const GET_FLAGS: u64 = 1;
 const SOCKET_LEVEL: u64 = 1;
 const SEND_TIMEOUT: u64 = 21;
 const IOCTL_TAP_OFFLOAD: u64 = 0x4004_54d0;
+/// Of a read: only what is in memory (RWF_NOWAIT).
+const NOT_WAITING: u64 = 8;
 /// Modes of fallocate, which keep the file's length.
 const PUNCH_HOLE: u64 = 0x2 | 0x1;
 const ZERO_RANGE: u64 = 0x10 | 0x1;
@@ -227,7 +229,13 @@ pub(super) const VCPU: &[Rule] = &[
 
 /// What a disk's thread may.
 pub(super) const DISK: &[Rule] = &[
-    may("preadv", libc::SYS_preadv, "read from the disk's files into guest memory"),
+    may_if(
+        "preadv2",
+        libc::SYS_preadv2,
+        &[Is(5, NOT_WAITING)],
+        "read from the disk's files into guest memory what the host has in its own",
+    ),
+    may_if("preadv2", libc::SYS_preadv2, &[Is(5, 0)], "the same of what it has not"),
     may("pwritev", libc::SYS_pwritev, "write guest memory to the disk's file"),
     may("fdatasync", libc::SYS_fdatasync, "flush"),
     may_if("fallocate", libc::SYS_fallocate, &[Is(1, PUNCH_HOLE)], "discard"),

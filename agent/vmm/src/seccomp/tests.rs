@@ -121,7 +121,7 @@ fn one_kind_may_not_do_what_is_anothers() {
     use ThreadKind::{Disk, Main, Rng, Vcpu, Vsock};
     let cases = [
         ("kvm-run", [Main, Disk, Rng, Vsock]),
-        ("preadv", [Main, Vcpu, Rng, Vsock]),
+        ("preadv2", [Main, Vcpu, Rng, Vsock]),
         ("kick", [Vcpu, Disk, Rng, Vsock]),
     ];
     for (deed, kinds) in cases {

@@ -37,6 +37,7 @@ use holdfast_wire::{
     vmm::{Event, Exit, IoLimits, Reply, ToVmm},
 };
 use running::{LONG, booted, connect, stats, switch_off, within};
+use rustix::fs::{Advice, fadvise};
 use tempfile::TempDir;
 use vmm::{DiskFiles, Launch, Vmm};
 
@@ -201,6 +202,10 @@ impl Files {
         // Three segments of different lengths.
         for (name, part) in [("a", 0..4096), ("b", 4096..16_384), ("c", 16_384..24_576)] {
             fs_err::write(files.path(name), &files.image[part]).unwrap();
+            // As most of an image is at first: on the disk, and not in the host's memory.
+            let file = fs_err::File::open(files.path(name)).unwrap();
+            file.sync_all().unwrap();
+            fadvise(&file, 0, None, Advice::DontNeed).unwrap();
         }
         fs_err::write(files.path("copy"), vec![0xff; 8 * 4096]).unwrap();
         fs_err::write(files.path("scratch"), vec![0xff; 16 * MIB]).unwrap();

@@ -49,6 +49,16 @@ fn the_root_is_an_overlay_with_the_pinned_options_and_the_world_is_complete() {
 }
 
 #[test]
+fn no_server_of_the_scheduler_wakes_an_idle_guest() {
+    let machine = Disks::make().start(128);
+    // What is not turned off has some milliseconds there.
+    let script = "mkdir /debug && mount -t debugfs debugfs /debug && \
+                  cat /debug/sched/fair_server/cpu*/runtime";
+    let done = machine.shell(script);
+    assert_eq!(done.stdout, "0\n", "{done:?}");
+}
+
+#[test]
 fn what_was_written_is_there_after_a_power_off_and_a_boot() {
     let disks = Disks::make();
     let machine = disks.start(128);

@@ -1,8 +1,9 @@
 //! The files behind a disk: segments laid end to end, each access split where they meet.
 
 use std::{
+    cell::Cell,
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
 };
 
 use rustix::fs::{FallocateFlags, FileType, OFlags, fallocate, fcntl_getfl, fdatasync, fstat};
@@ -39,8 +40,11 @@ pub(crate) enum DiskError {
     TooLong,
 }
 
+#[derive(Debug)]
 struct Part {
     file: OwnedFd,
+    /// Whether its file system can say what it has in memory. Taken for true until it refuses.
+    tells_what_is_cached: Cell<bool>,
     start: u64,
     bytes: u64,
 }
@@ -48,7 +52,7 @@ struct Part {
 /// The part of one access that lies in one file.
 #[derive(Debug)]
 struct Piece<'a> {
-    file: BorrowedFd<'a>,
+    part: &'a Part,
     offset: u64,
     bytes: u64,
 }
@@ -83,7 +87,7 @@ impl Backing {
             // Offsets go to the kernel as signed numbers.
             let end = start.checked_add(bytes).filter(|end| i64::try_from(*end).is_ok());
             backing.bytes = end.ok_or(DiskError::TooLong)?;
-            backing.parts.push(Part { file, start, bytes });
+            backing.parts.push(Part { file, tells_what_is_cached: Cell::new(true), start, bytes });
         }
         Ok(backing)
     }
@@ -102,13 +106,39 @@ impl Backing {
     }
 
     /// Fills `target` from `offset` on.
-    pub(super) fn read(&self, offset: u64, target: Buffer<'_>) -> io::Result<()> {
-        self.transfer(offset, target, sys::read_at)
+    pub(super) fn read(&self, offset: u64, mut target: Buffer<'_>) -> io::Result<()> {
+        self.transfer(offset, &mut target, |part, rest, at| {
+            sys::read_at(part.file.as_fd(), rest, at)
+        })
+    }
+
+    /// Fills the front of `target` from `offset` on, as far as the host has it in memory, and cuts
+    /// off what was filled. True: that was all. False: the host now reads what is missing. Where the
+    /// file system cannot tell, this reads all of it.
+    pub(super) fn read_cached(&self, offset: u64, target: &mut Buffer<'_>) -> io::Result<bool> {
+        let read = self.transfer(offset, target, |part, rest, at| {
+            if part.tells_what_is_cached.get() {
+                match sys::read_cached_at(part.file.as_fd(), rest, at) {
+                    Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                        part.tells_what_is_cached.set(false);
+                    }
+                    read => return read,
+                }
+            }
+            sys::read_at(part.file.as_fd(), rest, at)
+        });
+        match read {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Stores `source` from `offset` on.
-    pub(super) fn write(&self, offset: u64, source: Buffer<'_>) -> io::Result<()> {
-        self.transfer(offset, source, sys::write_at)
+    pub(super) fn write(&self, offset: u64, mut source: Buffer<'_>) -> io::Result<()> {
+        self.transfer(offset, &mut source, |part, rest, at| {
+            sys::write_at(part.file.as_fd(), rest, at)
+        })
     }
 
     /// What was written survives a power cut after this.
@@ -131,21 +161,27 @@ impl Backing {
 
     fn allocate(&self, offset: u64, bytes: u64, mode: FallocateFlags) -> io::Result<()> {
         self.pieces(offset, bytes).try_for_each(|piece| {
-            Ok(fallocate(piece.file, mode | FallocateFlags::KEEP_SIZE, piece.offset, piece.bytes)?)
+            Ok(fallocate(
+                &piece.part.file,
+                mode | FallocateFlags::KEEP_SIZE,
+                piece.offset,
+                piece.bytes,
+            )?)
         })
     }
 
+    /// Goes through `buffer` by steps, each of which says how far it came, and cuts off what is done.
     fn transfer(
         &self,
         offset: u64,
-        mut buffer: Buffer<'_>,
-        step: fn(BorrowedFd<'_>, &Buffer<'_>, u64) -> io::Result<usize>,
+        buffer: &mut Buffer<'_>,
+        step: impl Fn(&Part, &Buffer<'_>, u64) -> io::Result<usize>,
     ) -> io::Result<()> {
         for piece in self.pieces(offset, buffer.len() as u64) {
             let mut rest = buffer.take(usize::try_from(piece.bytes).unwrap_or(usize::MAX));
             let mut at = piece.offset;
             while !rest.is_empty() {
-                match step(piece.file, &rest, at) {
+                match step(piece.part, &rest, at) {
                     // The file is shorter than it was when we started.
                     Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                     Ok(count) => {
@@ -153,7 +189,10 @@ impl Backing {
                         rest.take(count);
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
+                    Err(error) => {
+                        buffer.put_back(rest);
+                        return Err(error);
+                    }
                 }
             }
         }
@@ -167,7 +206,7 @@ impl Backing {
         self.parts[first..].iter().take_while(move |part| part.start < end).map(move |part| {
             let from = offset.max(part.start);
             let to = end.min(part.start + part.bytes);
-            Piece { file: part.file.as_fd(), offset: from - part.start, bytes: to - from }
+            Piece { part, offset: from - part.start, bytes: to - from }
         })
     }
 }

@@ -61,12 +61,22 @@ pub(super) struct Moved {
     pub(super) written: usize,
 }
 
+/// How far a request came without waiting for the host's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begun {
+    Done(Moved),
+    /// A read of what the host reads now. [`Request::finish`] goes on with it.
+    Waits,
+}
+
 /// A request with its header read.
 pub(super) struct Request<'m> {
     kind: u32,
     sector: u64,
     source: Buffer<'m>,
     target: Buffer<'m>,
+    /// What a read that began wants in all.
+    read_bytes: usize,
     /// The one byte of the answer's status.
     pub(super) status: Buffer<'m>,
 }
@@ -89,12 +99,13 @@ impl<'m> Request<'m> {
             sector: u64::from_le_bytes(sector),
             source: readable,
             target,
+            read_bytes: 0,
             status: writable,
         })
     }
 
-    /// Does what is asked.
-    pub(super) fn carry_out(&mut self, disk: &Backing, state: &State) -> Result<Moved, Failure> {
+    /// Does what is asked, but does not wait for what is read.
+    pub(super) fn begin(&mut self, disk: &Backing, state: &State) -> Result<Begun, Failure> {
         let source = std::mem::take(&mut self.source);
         let mut target = std::mem::take(&mut self.target);
         let writes = match self.kind {
@@ -110,32 +121,49 @@ impl<'m> Request<'m> {
         match self.kind {
             VIRTIO_BLK_T_IN => {
                 let (offset, read) = self.span(disk, target.len())?;
-                disk.read(offset, target)?;
-                Ok(Moved { read, written: 0 })
+                self.read_bytes = read;
+                if disk.read_cached(offset, &mut target)? {
+                    return Ok(Begun::Done(Moved { read, written: 0 }));
+                }
+                self.target = target;
+                Ok(Begun::Waits)
             }
             VIRTIO_BLK_T_OUT => {
                 let (offset, written) = self.span(disk, source.len())?;
                 disk.write(offset, source)?;
-                Ok(Moved { read: 0, written })
+                Ok(Begun::Done(Moved { read: 0, written }))
             }
             VIRTIO_BLK_T_GET_ID => {
                 let mut id = [0; NAME_BYTES_MAX];
                 id[..state.name.len()].copy_from_slice(state.name.as_bytes());
-                Ok(Moved { read: target.write(&id), written: 0 })
+                Ok(Begun::Done(Moved { read: target.write(&id), written: 0 }))
             }
             VIRTIO_BLK_T_FLUSH => {
                 if !disk.read_only() {
                     disk.flush()?;
                 }
-                Ok(Moved::default())
+                Ok(Begun::Done(Moved::default()))
             }
             kind => {
                 for range in Range::read_all(source, disk)? {
                     range.carry_out(kind, disk)?;
                 }
-                Ok(Moved::default())
+                Ok(Begun::Done(Moved::default()))
             }
         }
+    }
+
+    /// Of a read that waits.
+    pub(super) fn bytes_left(&self) -> usize {
+        self.target.len()
+    }
+
+    /// Reads what a read has not yet, and waits for it.
+    pub(super) fn finish(&mut self, disk: &Backing) -> Result<Moved, Failure> {
+        let rest = std::mem::take(&mut self.target);
+        let (offset, read) = self.span(disk, self.read_bytes)?;
+        disk.read(offset + (read - rest.len()) as u64, rest)?;
+        Ok(Moved { read, written: 0 })
     }
 
     /// Where on the disk `bytes` bytes of data go.

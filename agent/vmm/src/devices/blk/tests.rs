@@ -207,6 +207,55 @@ fn unknown_requests_partial_sectors_and_data_the_wrong_way_are_refused() {
     assert_eq!(drive.request(VIRTIO_BLK_T_OUT, 0, &[(DATA, 512, WRITE)]), IO_ERROR);
 }
 
+/// Has the host forget the content of `file`, which it has on its disk.
+fn forget(file: &File) {
+    file.sync_all().unwrap();
+    let whole = rustix::fs::Advice::DontNeed;
+    rustix::fs::fadvise(file, 0, None, whole).unwrap();
+}
+
+#[test]
+fn reads_that_wait_side_by_side_get_each_its_own() {
+    let source = file(3, 256 * BLOCK);
+    let whole = content(&source);
+    let mut drive = Drive::new(disk("vda", true, vec![(source.try_clone().unwrap(), 256 * BLOCK)]));
+    // The ring of a test has 16 entries: a chain of two pieces for each read.
+    for round in 0..8 {
+        forget(&source);
+        let places: Vec<u64> = (0..8).map(|read| (read * 37 + round * 11) % 255).collect();
+        for (read, block) in (0..).zip(&places) {
+            drive.rig.store(HEADER + 16 * read, &[0; 8]);
+            drive.rig.store(HEADER + 16 * read + 8, &(block * 8).to_le_bytes());
+            let (header, target) = (HEADER + 16 * read, DATA + 0x2000 * read);
+            drive.queue.offer(&[(header, 16, 0), (target, 4097, WRITE)]);
+        }
+        drive.queue.kick();
+        (0..8).for_each(|_| assert_eq!(drive.queue.take().1, 4097));
+        for (read, block) in (0..).zip(&places) {
+            let at = usize::try_from(block * BLOCK).unwrap();
+            assert!(drive.rig.bytes(DATA + 0x2000 * read, 4096) == whole[at..at + 4096], "{block}");
+        }
+    }
+    assert_eq!(drive.rig.devices.stats().disks[0].read_bytes, 64 * BLOCK);
+}
+
+#[test]
+fn a_read_of_which_the_host_has_the_front_in_memory_is_whole() {
+    let files = [file(1, 4 * BLOCK), file(2, 4 * BLOCK)];
+    let whole: Vec<u8> = files.iter().flat_map(content).collect();
+    let parts = files.iter().map(|file| (file.try_clone().unwrap(), 4 * BLOCK));
+    let mut drive = Drive::new(disk("vda", true, parts.collect()));
+    for known in 0..8 {
+        files.iter().for_each(forget);
+        assert_eq!(drive.request(VIRTIO_BLK_T_IN, 0, &[(DATA, known * 4096 + 512, WRITE)]), OK);
+        let pieces = [(DATA, 5000, WRITE), (DATA + 0x8000, 8 * 4096 - 5000, WRITE)];
+        assert_eq!(drive.request(VIRTIO_BLK_T_IN, 0, &pieces), OK);
+        let mut read = drive.rig.bytes(DATA, 5000);
+        read.extend(drive.rig.bytes(DATA + 0x8000, 8 * 4096 - 5000));
+        assert!(read == whole, "after {known} blocks");
+    }
+}
+
 #[test]
 fn a_file_cut_short_behind_our_back_is_an_error_and_not_the_end() {
     let file = file(0, 2 * BLOCK);
