@@ -137,40 +137,44 @@ mod tests {
         runs.iter().cloned().collect()
     }
 
+    fn run(start: u64, end: u64) -> Pages {
+        std::iter::once(start..end).collect()
+    }
+
     #[test]
     fn what_is_kept_is_read_back_and_told_in_runs() {
         let own = pages(&[4..6, 9..10, 20..21]);
         let mut touched = Touched::seen(&pages(&[3..7, 9..10]), &own).unwrap();
-        touched.packed(Some(&pages(&[4..10])));
+        touched.packed(Some(&run(4, 10)));
         assert_eq!(Touched::decode(&touched.encode()), touched);
-        let run = |page, count| PageRun { page, count };
-        assert_eq!(touched.written(), [run(4, 2), run(9, 1)]);
+        let of = |page, count| PageRun { page, count };
+        assert_eq!(touched.written(), [of(4, 2), of(9, 1)]);
         assert_eq!(touched.to_bring(), [4, 5, 6, 9].map(|page| page * PAGE));
         assert_eq!(Touched::decode(&[1, 2, 3]), Touched::default());
     }
 
     #[test]
     fn pages_are_packed_again_when_a_quarter_of_them_lie_elsewhere() {
-        let mut touched = Touched::seen(&pages(&[0..8]), &pages(&[])).unwrap();
+        let mut touched = Touched::seen(&run(0, 8), &pages(&[])).unwrap();
         assert_eq!(touched.to_repack(), [0, 1, 2, 3, 4, 5, 6, 7]);
         touched.packed(None);
         assert!(touched.to_repack().is_empty());
         touched.add(&[20 * PAGE, 20 * PAGE, 3 * PAGE, 21 * PAGE]);
         assert!(touched.to_repack().is_empty(), "2 of 10");
         // What is touched no more is forgotten, and what lies together is not.
-        touched.replace(Touched::seen(&pages(&[6..10]), &pages(&[6..7])).unwrap());
+        touched.replace(Touched::seen(&run(6, 10), &run(6, 7)).unwrap());
         assert_eq!(touched.to_bring(), [6 * PAGE, 7 * PAGE]);
         assert_eq!(touched.to_repack(), [8, 9]);
-        touched.packed(Some(&pages(&[8..9])));
+        touched.packed(Some(&run(8, 9)));
         assert!(touched.to_repack().is_empty());
-        touched.replace(Touched::seen(&pages(&[0..2000]), &pages(&[])).unwrap());
+        touched.replace(Touched::seen(&run(0, 2000), &pages(&[])).unwrap());
         assert_eq!(touched.to_repack().len(), REPACKED_MAX);
     }
 
     #[test]
     fn a_guest_that_has_touched_much_is_not_one_that_has_just_gone_on() {
         let (fits, over) = (FIRST_MAX as u64, FIRST_MAX as u64 + 1);
-        assert!(Touched::seen(&pages(&[0..fits]), &pages(&[])).is_some());
-        assert_eq!(Touched::seen(&pages(&[0..over]), &pages(&[])), None);
+        assert!(Touched::seen(&run(0, fits), &pages(&[])).is_some());
+        assert_eq!(Touched::seen(&run(0, over), &pages(&[])), None);
     }
 }

@@ -81,17 +81,17 @@ fn what_was_committed_is_taken_up_with_and_without_its_memory_file() {
 
 #[test]
 fn what_a_guest_was_seen_to_touch_is_packed_again_by_its_next_suspend_and_told() {
-    let pages = |runs: &[std::ops::Range<u64>]| runs.iter().cloned().collect::<Pages>();
+    let run = |start, end| std::iter::once(start..end).collect::<Pages>();
     let state = tempfile::tempdir().unwrap();
     let all = snapshots(state.path());
     all.commit(&group(), copied(&all, id(1), b"guest"), b"state", 7).unwrap();
-    all.saw(&id(1), Touched::seen(&pages(&[2..4]), &pages(&[2..3])).unwrap());
+    all.saw(&id(1), Touched::seen(&run(2, 4), &run(2, 3)).unwrap());
     let written = all.take_up(&group(), &id(1)).unwrap().written;
     assert_eq!(written, [PageRun { page: 2, count: 1 }]);
     // A page has changed that is zero, so that nothing else is packed.
     for (from, to) in [(1, 2), (2, 3)] {
         let mut copied = copied(&all, id(to), b"guest");
-        copied.parent = Some((id(from), pages(&[9..10])));
+        copied.parent = Some((id(from), run(9, 10)));
         copied.touched = all.touched(&id(from));
         all.commit(&group(), copied, b"state", 7).unwrap();
     }
