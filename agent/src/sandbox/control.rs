@@ -16,8 +16,9 @@ use tokio::{
 
 use crate::frames::{Frames, send};
 
-/// How long a VMM may take to answer. It never waits for the guest.
-const REPLY_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a VMM may take to answer. It never waits for the guest, but on a node that is short of
+/// CPUs one that has just been started was seen to wait for them for more than 10 s.
+const REPLY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Requests waiting to be sent or answered. The agent asks one thing at a time and statistics now
 /// and then: more means the VMM is stuck.
