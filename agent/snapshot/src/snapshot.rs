@@ -13,7 +13,7 @@ use crate::{
 
 /// zstd's level while a guest waits for its suspend to end: half a gigabyte a second.
 const LEVEL: i32 = 1;
-/// The same of what a guest that goes on waits for: unpacked in a third of the time, a third larger.
+/// The same of what a guest that goes on waits for: quicker to unpack, a third larger.
 const FIRST_LEVEL: i32 = -5;
 
 /// A snapshot that is being written. Dropped before its commit it leaves pieces behind that belong
