@@ -14,10 +14,10 @@ use tokio::{sync::mpsc, time::timeout};
 use super::{
     ExecError, LaunchError, SuspendError, control,
     control::{Control, ControlError},
-    driver::Node,
     guest::{GuestLink, digest_of, network_of},
     launch::{BootPhases, Booted, Machine, ms_since, us_since},
     memory::GuestMemory,
+    node::Node,
     settings,
     templates::Making,
 };

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     Anatomy, CreateError, ForkError, SnapshotCallError, SuspendError,
-    driver::Ask,
+    asks::Ask,
     now_ms,
     registry::{Draft, Origin, Registry},
     snapshots::{Pin, SaveError},

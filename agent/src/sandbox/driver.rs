@@ -2,53 +2,42 @@
 //! watch its status.
 
 use std::{
-    path::PathBuf,
     sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
 use futures_util::future::join;
-use holdfast_jail::{CgroupTree, Jailer, Slots};
 use holdfast_model::{Event, State, StopReason};
-use holdfast_scheduler::Reservation;
-use holdfast_store::{Intent, Operation, SandboxRecord, Step, Store, StoreError};
+use holdfast_store::{Intent, SandboxRecord, Step};
 use holdfast_wire::vmm::{self, Exit};
 use log::{info, warn};
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     time::timeout,
 };
 
 use super::{
-    BootPhases, LaunchError, PolicyError, SuspendError,
+    BootPhases, LaunchError,
     activity::Activity,
+    asks::{Arrival, Ask, Beginning, Ending, Launch, Parted, ending},
     boot::{self, BootError, Origin},
-    disk::Disks,
     guest::GuestLink,
     launch::{Booted, Lent, Machine, us_since},
-    limits::Traffic,
+    node::Node,
     now_ms, policy,
     report::{ResumePhases, ResumeReport, Warmth},
-    snapshots::{Memory, Snapshots},
+    snapshots::Memory,
     status::{Live, Refusals, Status, stats},
-    suspend::{Kept, Suspend},
-    templates::{Kind, Plan, Templates},
-    uid::Uids,
+    suspend::Suspend,
+    templates::{Kind, Plan},
 };
 use crate::{
     blocking::off_thread,
-    config::Smt,
-    credentials::Vault,
-    egress::{Decisions, Egress, EgressError},
     error_chain::error_chain,
     fault::{self, Point},
-    images::{Images, Located},
-    metrics::{End, Metrics},
+    images::Located,
+    metrics::End,
 };
-
-/// Asks waiting for one sandbox. It takes few kinds, and one waiting of each would do: more means
-/// it is stuck, and whoever asks again need not be queued.
-pub(super) const INBOX_MAX: usize = 8;
 
 /// How long a workload may take to end when the agent stops.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -61,126 +50,6 @@ const FIRST_TOUCHES: Duration = Duration::from_millis(100);
 
 /// How long to wait for the other sign of an end (wait status, last message) when one came.
 const SECOND_SIGN_PATIENCE: Duration = Duration::from_millis(500);
-
-/// What every driver shares.
-pub(super) struct Node {
-    pub(super) store: Arc<Store>,
-    pub(super) images: Arc<Images>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) disks: Disks,
-    pub(super) snapshots: Snapshots,
-    pub(super) vault: Arc<Vault>,
-    pub(super) decisions: Arc<Decisions>,
-    pub(super) templates: Templates,
-    pub(super) uids: Uids,
-    /// Launches under way.
-    pub(super) launches: Semaphore,
-    /// Suspends under way when the node is shut down: each is a thread that copies and packs.
-    pub(super) last_suspends: Semaphore,
-    pub(super) cgroups: CgroupTree,
-    pub(super) traffic: Traffic,
-    pub(super) smt: Smt,
-    /// Whether guests drop clean pages of files before they are saved.
-    pub(super) drop_caches: bool,
-    /// Folder of the run folders.
-    pub(super) run: PathBuf,
-    pub(super) vmm: PathBuf,
-    pub(super) pager: PathBuf,
-    pub(super) jailer: Jailer,
-    pub(super) slots: Slots,
-    pub(super) egress: Arc<Egress>,
-    pub(super) kernel: PathBuf,
-    pub(super) initramfs: PathBuf,
-}
-
-pub(super) enum Ask {
-    Delete,
-    /// The agent stops.
-    Stop(Ending),
-    /// Heard while it is Running.
-    Suspend(Suspend),
-    /// Heard while it is Suspended.
-    Resume(Box<Wake>),
-    /// Heard while it is Running or Suspended; else the reply is dropped.
-    Keep(oneshot::Sender<Result<Kept, SuspendError>>),
-    /// The policy to have from now on, as its record keeps it. Heard where no move is under way;
-    /// else the reply is dropped.
-    Lifecycle(String, oneshot::Sender<Result<(), StoreError>>),
-    /// The same for the egress policy; answered with how often it was given.
-    Egress(String, oneshot::Sender<Result<u64, PolicyError>>),
-}
-
-/// What a machine was parted from for.
-pub(super) enum Parted {
-    /// It ended, or is needed no more.
-    Ended,
-    /// An ask to end it, Delete or Stop.
-    Asked(Ask),
-}
-
-/// The next ask that ends whatever is under way. Others are of no use then.
-pub(super) async fn ending(inbox: &mut mpsc::Receiver<Ask>) -> Ask {
-    loop {
-        match inbox.recv().await {
-            Some(ask @ (Ask::Delete | Ask::Stop(_))) => return ask,
-            Some(
-                Ask::Suspend(_)
-                | Ask::Resume(_)
-                | Ask::Keep(_)
-                | Ask::Lifecycle(..)
-                | Ask::Egress(..),
-            ) => {}
-            None => return Ask::Stop(Ending::Detach),
-        }
-    }
-}
-
-/// What a stop of the agent does to microVMs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
-    /// They go on, for the next agent. One that is being made is made anew by it.
-    Detach,
-    /// The node is shut down: they are suspended, and go on when it is back. One for which there is
-    /// no time is powered off.
-    Suspend,
-    /// They are powered off in good order.
-    PowerOff,
-}
-
-/// How a driver begins.
-pub(super) enum Beginning {
-    Launch(Box<Launch>),
-    /// Its machine runs already.
-    TakeOver(Box<Machine>),
-    /// The sandbox only waits to be deleted.
-    Wait,
-}
-
-/// What a launch needs besides the record.
-pub(super) struct Launch {
-    pub(super) image: Located,
-    pub(super) reservation: Reservation,
-    /// What the journal says of it.
-    pub(super) intent: Intent,
-}
-
-/// What a resume needs besides the record.
-pub(super) struct Wake {
-    pub(super) image: Located,
-    pub(super) reservation: Reservation,
-    /// When somebody asked for it.
-    pub(super) asked: Instant,
-    /// How long it took from there to the reservation.
-    pub(super) admission_us: u64,
-}
-
-/// How a sandbox came to run. Of one that was taken over nothing is known.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Arrival {
-    pub(super) phases: BootPhases,
-    /// Of one that goes on from something that was kept: when it was asked for, and what it took.
-    pub(super) report: Option<(Instant, ResumeReport)>,
-}
 
 pub(super) struct Driver {
     pub(super) node: Arc<Node>,
@@ -619,129 +488,6 @@ impl Driver {
         // What it did since its last suspend is lost, and no more than that.
         let back = self.record.saved.is_some();
         self.change(if back { Event::FellBack } else { Event::Lost }, Some(reason)).await;
-    }
-
-    async fn fail(&mut self, reason: impl Into<String>) {
-        self.change(Event::Lost, Some(reason.into())).await;
-    }
-
-    /// Makes a move, durable before anybody sees it.
-    pub(super) async fn change(&mut self, event: Event, failure: Option<String>) {
-        let from = self.record.state;
-        let to = match from.after(event) {
-            Ok(to) if to == from => return,
-            Ok(to) => to,
-            Err(refused) => {
-                warn!(id:% = self.record.id, error:% = refused; "a move was refused");
-                return;
-            }
-        };
-        info!(id:% = self.record.id, from:? = from, event:? = event, to:? = to; "sandbox changed state");
-        if let Some(reason) = &failure {
-            warn!(id:% = self.record.id, reason:%; "sandbox failed");
-        }
-        self.record.state = to;
-        self.record.failure = failure;
-        if to == State::Deleting {
-            self.note(Intent::new(&self.record.id, Operation::Delete)).await;
-        } else {
-            let (store, record) = (Arc::clone(&self.node.store), self.record.clone());
-            let stored = off_thread(move || store.put_sandbox(&record)).await;
-            self.doubt(stored);
-        }
-        self.status.send_modify(|status| {
-            status.state = to;
-            if to != State::Running {
-                status.live = None;
-            }
-        });
-    }
-
-    async fn change_lifecycle(&mut self, json: String) -> Result<(), StoreError> {
-        let before = self.record.spec.lifecycle_json.replace(json);
-        let (store, record) = (Arc::clone(&self.node.store), self.record.clone());
-        let stored = off_thread(move || store.put_sandbox(&record)).await;
-        if stored.is_err() {
-            self.record.spec.lifecycle_json = before;
-        }
-        stored
-    }
-
-    /// The policy is whole in the record, or the one before it still is. Of a sandbox that runs it
-    /// rules, or that one still does.
-    async fn change_egress(&mut self, json: String, runs: bool) -> Result<u64, PolicyError> {
-        let before = self.record.clone();
-        self.record.spec.egress_json = Some(json);
-        self.record.egress_generation += 1;
-        // Durable first: whoever finds the process with an older one brings it this one.
-        if let Err(error) = self.store().await {
-            self.record = before;
-            return Err(error.into());
-        }
-        if runs {
-            let rules = self.rules();
-            let (group, id) = (&self.record.group, &self.record.id);
-            match self.node.egress.change(group, id, rules).await {
-                Err(error @ EgressError::Refused { .. }) => {
-                    self.record = before;
-                    self.store().await?;
-                    return Err(error.into());
-                }
-                outcome => outcome?,
-            }
-        }
-        Ok(self.record.egress_generation)
-    }
-
-    async fn store(&self) -> Result<(), StoreError> {
-        let (store, record) = (Arc::clone(&self.node.store), self.record.clone());
-        off_thread(move || store.put_sandbox(&record)).await
-    }
-
-    /// Writes the record, and that something is under way about it.
-    async fn note(&self, intent: Intent) {
-        let (store, record) = (Arc::clone(&self.node.store), self.record.clone());
-        let stored = off_thread(move || store.put_intent(&record, &intent)).await;
-        self.doubt(stored);
-    }
-
-    fn doubt(&self, stored: Result<(), StoreError>) {
-        if let Err(error) = stored {
-            // The move stands: it happened. A restart finds the state before it and repairs that.
-            warn!(id:% = self.record.id, error:% = error_chain(&error); "state not stored");
-        }
-    }
-
-    /// Whether nothing is left. If something is, the next ask tries again.
-    async fn delete(&mut self) -> bool {
-        self.change(Event::Delete, None).await;
-        let intent = Intent::new(&self.record.id, Operation::Delete);
-        self.note(Intent { step: Step::Removing, ..intent }).await;
-        let (node, id) = (Arc::clone(&self.node), self.record.id.clone());
-        let saved = self.record.saved.clone();
-        let removed = off_thread(move || {
-            node.disks.remove(&id).map_err(|error| error_chain(&error))?;
-            fault::at(Point::DeleteDisk);
-            let removed = node.store.remove_sandbox(&id).map_err(|error| error_chain(&error));
-            // Its record named it: only now does nobody need it, if nobody else does.
-            if let (Ok(_), Some(saved)) = (&removed, saved) {
-                node.snapshots.released_or_logged(&saved.snapshot);
-            }
-            fault::at(Point::DeleteGone);
-            removed
-        });
-        match removed.await {
-            Ok(_) => {
-                self.node.decisions.forget(&self.record.id);
-                self.status.send_modify(|status| status.gone = true);
-                info!(id:% = self.record.id; "sandbox deleted");
-                true
-            }
-            Err(error) => {
-                warn!(id:% = self.record.id, error:%; "sandbox not deleted");
-                false
-            }
-        }
     }
 }
 

@@ -28,7 +28,7 @@ use rustix::{
 };
 use tokio::sync::watch;
 
-use super::{driver::Node, launch::ms_since, memory, snapshots::Cold};
+use super::{launch::ms_since, memory, node::Node, snapshots::Cold};
 use crate::error_chain::error_chain;
 
 /// Pagers of one guest. One that is killed is followed by another; what fails three times fails.

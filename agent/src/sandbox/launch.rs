@@ -35,10 +35,10 @@ use tokio::{
 use super::{
     LaunchError, Mended,
     control::{self, Control},
-    driver::Node,
     filling::{self, Filling, ToFill},
     guest::GuestLink,
     limits,
+    node::Node,
     snapshots::{Memory, TakenUp},
     uid::UidLease,
 };

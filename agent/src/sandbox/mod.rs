@@ -1,6 +1,7 @@
 //! Sandboxes of this node: the registry that knows them, and for each a driver that owns it.
 
 mod activity;
+mod asks;
 mod boot;
 mod clones;
 mod control;
@@ -14,6 +15,9 @@ mod guest_tests;
 mod launch;
 mod limits;
 mod memory;
+mod moves;
+mod node;
+mod opening;
 mod outward;
 mod policy;
 mod recover;
@@ -30,7 +34,7 @@ mod templates;
 mod touched;
 mod uid;
 
-pub use driver::Ending;
+pub use asks::Ending;
 pub use error::{
     CreateError, DeleteError, ExecError, FetchError, ForkError, GuestError, LaunchError,
     PolicyError, ResumeError, SecretError, SnapshotCallError, StartError, SuspendError,
@@ -38,7 +42,8 @@ pub use error::{
 pub use guest::{ExecInput, ExecOutput, ExecSession, FileReader};
 pub use launch::BootPhases;
 pub use limits::DiskBound;
-pub use registry::{Parts, Registry, RuntimeDetails};
+pub use opening::Parts;
+pub use registry::{Registry, RuntimeDetails};
 pub use report::{Fetched, Mended, ResumePhases, ResumeReport, Warmth};
 pub use snapshots::{Anatomy, SaveError, Upload};
 

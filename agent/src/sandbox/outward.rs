@@ -8,10 +8,7 @@ use holdfast_store::SandboxRecord;
 use log::warn;
 use tokio::time::timeout;
 
-use super::{
-    driver::{Driver, Node},
-    launch::Machine,
-};
+use super::{driver::Driver, launch::Machine, node::Node};
 use crate::{
     egress::{Rules, Way},
     error_chain::error_chain,

@@ -15,9 +15,9 @@ use log::{info, warn};
 
 use super::{
     StartError,
-    driver::Node,
     launch::{Found, Lent, Machine},
     limits,
+    node::Node,
 };
 use crate::{error_chain::error_chain, metrics::Adoption};
 

@@ -9,25 +9,20 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use holdfast_blob::Bucket;
-use holdfast_jail::{BlockDevice, CgroupTree, JailError, Jailer, Slots, Usage, cgroup_usage};
+use holdfast_jail::{JailError, Usage, cgroup_usage};
 use holdfast_model::{
     Event, GroupKey, Mib, SandboxId, SandboxSpec, SnapshotId, State, StopReason, SuspendMode,
     sandbox::{ImageSource, NewSandbox},
 };
-use holdfast_netpolicy::SANDBOX_RULESET;
-use holdfast_scheduler::{Capacity, Factors, Refusals, Reservation, Scheduler};
-use holdfast_store::{
-    DiskImageState, Intent, Operation, Put, SandboxRecord, Saved, Store, StoreError,
-};
+use holdfast_scheduler::{Capacity, Refusals, Reservation, Scheduler};
+use holdfast_store::{DiskImageState, Intent, Operation, Put, SandboxRecord, Saved, StoreError};
 use holdfast_wire::{
     guest::{Exec, ExecKey, Info},
     vmm::{self, Reply, ToVmm},
 };
-use log::{info, warn};
 use tokio::{
     io::AsyncRead,
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     time::timeout,
 };
 use tokio_util::task::TaskTracker;
@@ -35,27 +30,20 @@ use tokio_util::task::TaskTracker;
 use super::{
     BootPhases, CreateError, DeleteError, ExecError, ExecSession, FileReader, ResumeReport,
     StartError,
-    disk::Disks,
-    driver::{Ask, Beginning, Driver, Ending, INBOX_MAX, Launch, Node},
-    launch::launches_max,
-    limits::{self, DiskBound, Traffic},
+    asks::{Ask, Beginning, Ending, INBOX_MAX, Launch},
+    driver::Driver,
+    limits::{self, DiskBound},
+    node::Node,
     now_ms,
     recover::{self, Recovered},
-    remote::keep_uploaded,
-    snapshots::{Remote, SaveError, Snapshots},
     status::{Live, Status},
-    templates::Templates,
-    uid::Uids,
 };
 use crate::{
     blocking::off_thread,
-    config::Config,
-    credentials::{Site, Vault},
-    egress::{self, Decisions, Egress},
+    egress::{Decisions, Egress},
     error_chain::error_chain,
     fault::{self, Point},
-    images::{Images, Located},
-    metrics::Metrics,
+    images::Located,
     random::random_id,
 };
 
@@ -70,14 +58,6 @@ const COUNTED_AT_ONCE: usize = 16;
 
 /// How often VMMs are asked at most, however often somebody looks at the metrics.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
-
-/// What the registry is made of.
-pub struct Parts<'a> {
-    pub config: &'a Config,
-    pub store: Arc<Store>,
-    pub images: Arc<Images>,
-    pub metrics: Arc<Metrics>,
-}
 
 /// One sandbox as the registry knows it.
 #[derive(Debug, Clone)]
@@ -96,12 +76,12 @@ pub(super) struct Table {
 pub struct Registry {
     pub(super) node: Arc<Node>,
     pub(super) scheduler: Arc<Scheduler>,
-    table: Arc<Mutex<Table>>,
-    drivers: TaskTracker,
+    pub(super) table: Arc<Mutex<Table>>,
+    pub(super) drivers: TaskTracker,
     pub(super) state_folder: PathBuf,
     pub(super) snapshots_max: u32,
     /// When the VMMs were last asked for their counters.
-    last_count: tokio::sync::Mutex<Option<Instant>>,
+    pub(super) last_count: tokio::sync::Mutex<Option<Instant>>,
 }
 
 /// A sandbox that is to be.
@@ -166,90 +146,6 @@ impl Draft {
 }
 
 impl Registry {
-    /// Repairs what an earlier agent left, then is ready.
-    pub async fn start(parts: Parts<'_>) -> Result<Arc<Self>, StartError> {
-        let paths = &parts.config.paths;
-        let cgroups = CgroupTree::new(&paths.cgroups);
-        if let Err(error) = cgroups.prepare() {
-            // Not the end: the API, images and records work. A create says the same again.
-            warn!(error:% = error_chain(&error), hint = error.hint(); "no sandbox can run");
-        }
-        let (state, store) = (paths.state.clone(), Arc::clone(&parts.store));
-        let metrics = Arc::clone(&parts.metrics);
-        let opened = Arc::clone(&store);
-        let config = parts.config.clone();
-        let vault = off_thread(move || Vault::open(&config, opened)).await?;
-        let keys = Arc::clone(vault.keys());
-        let remote = remote(parts.config)?;
-        let hot_bytes_max = Mib(parts.config.snapshots.hot_mib).bytes();
-        let templates_max = parts.config.snapshots.templates_max;
-        let (snapshots, templates, decisions) = off_thread(move || {
-            let decisions = Decisions::open(store, metrics)?;
-            let snapshots = Snapshots::open(&state, keys, hot_bytes_max)?;
-            let templates = Templates::open(&state, templates_max).map_err(SaveError::Folder)?;
-            Ok::<_, SaveError>((snapshots.with_remote(remote), templates, decisions))
-        })
-        .await?;
-        let egress = {
-            let (config, metrics) = (parts.config.clone(), Arc::clone(&parts.metrics));
-            let sink = egress::sink(Arc::clone(&decisions));
-            let credentials = Arc::clone(&vault) as Arc<dyn egress::Credentials>;
-            off_thread(move || Egress::open(&config, metrics, credentials, sink)).await?
-        };
-        let node = Arc::new(Node {
-            store: parts.store,
-            images: parts.images,
-            metrics: parts.metrics,
-            disks: Disks::new(&paths.state),
-            snapshots,
-            vault,
-            decisions,
-            templates,
-            uids: Uids::default(),
-            launches: Semaphore::new(launches_max()),
-            last_suspends: Semaphore::new(
-                std::thread::available_parallelism().map_or(1, usize::from),
-            ),
-            traffic: Traffic::new(&parts.config.limits, bounded_disk(parts.config, &cgroups)),
-            smt: parts.config.host.smt,
-            drop_caches: parts.config.snapshots.drop_caches,
-            cgroups,
-            run: paths.run.join("sandboxes"),
-            vmm: paths.vmm.clone(),
-            pager: paths.pager.clone(),
-            jailer: Jailer::new(&paths.shim),
-            slots: Slots::start(SANDBOX_RULESET),
-            egress,
-            kernel: paths.kernel.clone(),
-            initramfs: paths.initramfs.clone(),
-        });
-        let limits = node_capacity()
-            .map_err(|source| StartError::Folder {
-                action: "read",
-                path: "/proc/meminfo".into(),
-                source,
-            })?
-            .offered(Mib(parts.config.capacity.host_memory_mib), factors(parts.config));
-        let registry = Arc::new(Self {
-            scheduler: Scheduler::new(limits, parts.config.limits.sandboxes_max),
-            table: Arc::default(),
-            drivers: TaskTracker::new(),
-            state_folder: paths.state.clone(),
-            snapshots_max: parts.config.limits.snapshots_max,
-            last_count: tokio::sync::Mutex::default(),
-            node: Arc::clone(&node),
-        });
-        let coming_back = registry.recover().await?;
-        registry.node.egress.settle().await;
-        if !coming_back.is_empty() {
-            registry.drivers.spawn(Arc::clone(&registry).bring_back(coming_back));
-        }
-        registry.drivers.spawn(keep_uploaded(Arc::clone(&registry.node)));
-        registry.drivers.spawn(Arc::clone(&registry.node.decisions).keep_written());
-        info!(cpu:% = limits.cpu, memory:% = limits.memory; "sandboxes may use this much");
-        Ok(registry)
-    }
-
     /// Every group's egress process.
     pub fn egress(&self) -> &Egress {
         &self.node.egress
@@ -267,7 +163,7 @@ impl Registry {
 
     /// Takes over what an earlier agent left, and waits until those that run can be reached. Gives
     /// those that ran until the node was shut down.
-    async fn recover(&self) -> Result<Vec<SandboxId>, StartError> {
+    pub(super) async fn recover(&self) -> Result<Vec<SandboxId>, StartError> {
         let (node, scheduler) = (Arc::clone(&self.node), Arc::clone(&self.scheduler));
         let (mut taken_over, mut coming_back) = (Vec::new(), Vec::new());
         for found in off_thread(move || recover::recover(&node, &scheduler)).await? {
@@ -653,56 +549,4 @@ pub(super) fn free_disk(folder: &Path) -> io::Result<Mib> {
     let stat = rustix::fs::statvfs(folder)?;
     let mib = stat.f_bavail.saturating_mul(stat.f_frsize) / Mib(1).bytes();
     Ok(Mib(u32::try_from(mib).unwrap_or(u32::MAX)))
-}
-
-/// The disk whose traffic cgroups bound, or why there is none, in the log.
-fn bounded_disk(config: &Config, cgroups: &CgroupTree) -> Option<BlockDevice> {
-    let state = &config.paths.state;
-    let reason = match BlockDevice::below(state) {
-        Ok(Some(device)) if cgroups.bounds_io() => return Some(device),
-        Ok(Some(_)) => "the cgroups have no io controller".to_owned(),
-        Ok(None) => "the state folder is not on one disk".to_owned(),
-        Err(error) => error_chain(&error),
-    };
-    warn!(path:% = state.display(), reason:%; "disk traffic is bounded by the VMMs alone");
-    None
-}
-
-/// CPUs and memory of this machine.
-fn node_capacity() -> io::Result<Capacity> {
-    let cpus = std::thread::available_parallelism()?.get();
-    let meminfo = fs_err::read_to_string("/proc/meminfo")?;
-    let kib = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))
-        .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok())
-        .ok_or_else(|| io::Error::other("/proc/meminfo has no MemTotal"))?;
-    Ok(Capacity {
-        cpu: holdfast_model::MilliCpu(u32::try_from(cpus * 1000).unwrap_or(u32::MAX)),
-        memory: Mib(u32::try_from(kib / 1024).unwrap_or(u32::MAX)),
-    })
-}
-
-fn factors(config: &Config) -> Factors {
-    Factors {
-        cpu_percent: percent(config.capacity.cpu_factor),
-        memory_percent: percent(config.capacity.memory_factor),
-    }
-}
-
-/// The configuration holds factors to 0.1 to 100.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped before")]
-fn percent(factor: f64) -> u32 {
-    (factor * 100.0).round().clamp(0.0, 1_000_000.0) as u32
-}
-
-/// The remote store, if there is to be one.
-fn remote(config: &Config) -> Result<Option<Remote>, StartError> {
-    let settings = &config.remote;
-    let Some(site) = Site::of(settings) else { return Ok(None) };
-    let runtime = tokio::runtime::Handle::current();
-    let bucket = Bucket::open(&settings.location()?, &settings.secrets(), runtime)?;
-    let rate = Mib(settings.upload_mib_per_second).bytes();
-    let marks = config.paths.state.join("remote");
-    Ok(Some(Remote::new(bucket, site, rate, marks)?))
 }

@@ -7,7 +7,7 @@ use holdfast_store::{SandboxRecord, SnapshotRecord, StoreError};
 use log::warn;
 use tokio::time::timeout;
 
-use super::{FetchError, Upload, driver::Node, now_ms, registry::Registry, snapshots::SaveError};
+use super::{FetchError, Upload, node::Node, now_ms, registry::Registry, snapshots::SaveError};
 use crate::{blocking::off_thread, error_chain::error_chain, random::random_id};
 
 /// Between two looks at what is to be uploaded, when nobody says that something changed.

@@ -6,7 +6,7 @@ use holdfast_rootfs::Settings;
 use holdfast_store::SandboxRecord;
 use holdfast_wire::guest::Start;
 
-use super::driver::Node;
+use super::node::Node;
 
 /// What a disk image says instead of its OCI image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     ExecError, PolicyError, ResumeError, SuspendError,
-    driver::{Ask, Wake},
+    asks::{Ask, Wake},
     launch::{launches_max, us_since},
     limits, policy,
     registry::{Registry, free_disk},

@@ -24,8 +24,10 @@ use log::{debug, info, warn};
 use tokio::time::{sleep, timeout};
 
 use super::{
-    SuspendError, boot,
-    driver::{Arrival, Booting, Driver, Parted, Wake, ending},
+    SuspendError,
+    asks::{Arrival, Parted, Wake, ending},
+    boot,
+    driver::{Booting, Driver},
     launch::{self, Lent, Machine, ms_since, us_since},
     memory::{self, GuestMemory},
     now_ms, policy,
