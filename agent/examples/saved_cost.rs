@@ -167,6 +167,8 @@ async fn main() {
     suspend(&node, &id, "idle").await;
     say("idle_used_kib", memory_bytes(&node) / 1024);
     node.registry.resume(&id).await.unwrap();
+    // What it touches first is looked at before it works.
+    tokio::time::sleep(SETTLE).await;
     let dirty = format!("dd if=/dev/urandom of=/dev/shm/x bs=1M count={DIRTY_MIB} 2>&1; sync");
     exec(&node, &id, &dirty).await;
     suspend(&node, &id, "dirty").await;

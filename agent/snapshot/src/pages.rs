@@ -19,6 +19,17 @@ impl Pages {
         &self.runs
     }
 
+    /// Their numbers, one by one.
+    pub fn pages(&self) -> impl Iterator<Item = u64> {
+        self.runs.iter().cloned().flatten()
+    }
+
+    /// Whether this one is among them.
+    pub fn holds(&self, page: u64) -> bool {
+        let after = self.runs.partition_point(|run| run.start <= page);
+        after > 0 && page < self.runs[after - 1].end
+    }
+
     pub fn count(&self) -> u64 {
         self.runs.iter().map(|run| run.end - run.start).sum()
     }

@@ -4,6 +4,7 @@
 //! the pages it changed, over the memory image of its snapshot, which it shares with others.
 
 use std::{
+    collections::BTreeSet,
     io,
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
@@ -84,16 +85,23 @@ fn mappings_of(pid: u32, bytes: u64) -> io::Result<Vec<Mapping>> {
     })
 }
 
-/// What the VMM with this process id has of its guest's memory of so many bytes. `None`: it has a
-/// memory file of its own, or more than a guest touches that has just gone on.
-pub(super) fn touched(pid: u32, bytes: u64) -> io::Result<Option<Touched>> {
-    let mappings = mappings_of(pid, bytes)?;
-    if mappings.iter().any(|mapping| !mapping.private) {
-        return Ok(None);
-    }
-    let there = pages_that(pid, &mappings, |entry| entry & PRESENT != 0)?;
-    let own = pages_that(pid, &mappings, is_own_copy)?;
-    Ok(Touched::seen(&there, &own))
+/// What the guest of the VMM with this process id, of so many bytes, has touched since it went on
+/// from `image`, of which pages were copied `ahead`. `None`: it has a memory file of its own, or
+/// has touched more than a guest does that has just gone on.
+pub(super) fn touched(
+    pid: u32,
+    bytes: u64,
+    image: &fs::File,
+    ahead: &Touched,
+) -> io::Result<Option<Touched>> {
+    let memory = GuestMemory::of(pid, bytes)?;
+    let Backing::Private { mappings, changed, .. } = &memory.memory else { return Ok(None) };
+    let there = pages_that(pid, mappings, |entry| entry & PRESENT != 0)?;
+    let own = memory.differing_from(image, changed, ahead)?;
+    // Whoever only reads what was copied for it in vain is seen the next time.
+    let in_vain: BTreeSet<u64> = changed.pages().filter(|&page| !own.holds(page)).collect();
+    let there = there.pages().filter(|page| !in_vain.contains(page)).map(|page| page..page + 1);
+    Ok(Touched::seen(&there.collect(), &own))
 }
 
 impl GuestMemory {
@@ -118,20 +126,22 @@ impl GuestMemory {
     }
 
     /// Writes all of it to the empty file `to`, with holes where it is zero. `image`: what the guest
-    /// was resumed from; then `to` begins as a copy of that, only what changed is written, and the
-    /// pages that did are given.
+    /// was resumed from, of which pages were copied `ahead`; then `to` begins as a copy of that, only
+    /// what changed is written, and the pages that did are given.
     pub(super) fn copy(
         &self,
         to: &fs::File,
         image: Option<&fs::File>,
+        ahead: &Touched,
     ) -> io::Result<Option<Pages>> {
         match (&self.memory, image) {
             (Backing::Private { inode, changed, .. }, Some(image))
                 if image.metadata()?.ino() == *inode =>
             {
+                let changed = self.differing_from(image, changed, ahead)?;
                 clone(image, to)?;
-                self.write(changed, to, Zeros::Written)?;
-                Ok(Some(changed.clone()))
+                self.write(&changed, to, Zeros::Written)?;
+                Ok(Some(changed))
             }
             (Backing::Private { .. }, _) => {
                 to.set_len(self.bytes)?;
@@ -169,6 +179,27 @@ impl GuestMemory {
         Ok(before.map(|before| {
             [before, written].iter().flat_map(|pages| pages.runs().iter().cloned()).collect()
         }))
+    }
+
+    /// Those of its own copies that are not as in the image. Only of those that were made `ahead` it
+    /// has to be looked at: the others came of a write.
+    fn differing_from(
+        &self,
+        image: &fs::File,
+        copies: &Pages,
+        ahead: &Touched,
+    ) -> io::Result<Pages> {
+        let (mut mine, mut theirs) = ([0; PAGE_BYTES], [0; PAGE_BYTES]);
+        let mut differing = Vec::new();
+        for page in copies.pages() {
+            let differs = !ahead.is_written(page) || {
+                self.read(page * PAGE, &mut mine)?;
+                image.file().read_exact_at(&mut theirs, page * PAGE)?;
+                mine != theirs
+            };
+            differing.extend(differs.then_some(page..page + 1));
+        }
+        Ok(differing.into_iter().collect())
     }
 
     fn write(&self, pages: &Pages, to: &fs::File, zeros: Zeros) -> io::Result<()> {
@@ -367,6 +398,7 @@ mod tests {
              flags = mmap.MAP_SHARED if sys.argv[2] == 'shared' else mmap.MAP_PRIVATE\n\
              memory = mmap.mmap(fd, 0, flags, mmap.PROT_READ | mmap.PROT_WRITE)\n\
              memory[4096:4104] = b'changed!'\n\
+             memory[8192:8193] = b'\\0'\n\
              memory[0:1]\n\
              print('ready', flush=True)\n\
              sys.stdin.read()\n";
@@ -404,6 +436,9 @@ mod tests {
             whole
         };
         let other = folder.path().join("other");
+        // Both were copied ahead, and one is still as it was.
+        let seen: Pages = std::iter::once(1..3).collect();
+        let ahead = Touched::seen(&seen, &seen).unwrap();
         for (how, with_image) in
             [("private", true), ("private", false), ("shared", false), ("shared", true)]
         {
@@ -422,13 +457,21 @@ mod tests {
                 .unwrap();
             let image = if shared { &other } else { &path };
             let opened = fs::File::open(image).unwrap();
-            let pages = memory.copy(&to, with_image.then_some(&opened)).unwrap();
+            let pages = memory.copy(&to, with_image.then_some(&opened), &ahead).unwrap();
             let mut copy = vec![0; usize::try_from(bytes).unwrap()];
             to.file().read_exact_at(&mut copy, 0).unwrap();
             assert!(copy == expected(b"first"), "{how} {with_image}");
             assert_eq!(pages.is_some(), with_image);
             if let Some(pages) = pages {
-                assert_eq!(pages, std::iter::once(1..2).collect());
+                assert_eq!(pages, std::iter::once(1..2).collect(), "{how}");
+            }
+            let seen = touched(child.id(), bytes, &opened, &ahead).unwrap();
+            assert_eq!(seen.is_some(), !shared);
+            if let Some(seen) = seen {
+                assert_eq!([1, 2].map(|page| seen.is_written(page)), [true, false]);
+                assert!(seen.pages().all(|page| page != 2), "it was copied in vain");
+                let seen = touched(child.id(), bytes, &opened, &Touched::default()).unwrap();
+                assert!([1, 2].map(|page| seen.as_ref().unwrap().is_written(page)) == [true; 2]);
             }
             assert!(to.metadata().unwrap().blocks() < 2 * bytes / 512, "{how}");
             child.kill().unwrap();

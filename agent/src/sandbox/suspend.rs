@@ -20,7 +20,7 @@ use holdfast_wire::{
     guest::Quiesce,
     vmm::{Reply, ToVmm},
 };
-use log::{debug, info, warn};
+use log::{info, warn};
 use tokio::time::{sleep, timeout};
 
 use super::{
@@ -340,11 +340,7 @@ impl Driver {
         let Some(saved) = self.record.saved.clone() else { return };
         let (node, pid) = (Arc::clone(&self.node), machine.vmm_pid());
         let bytes = self.record.spec.resources.memory.bytes();
-        tokio::task::spawn_blocking(move || match memory::touched(pid, bytes) {
-            Ok(Some(seen)) => node.snapshots.saw(&saved.snapshot, seen),
-            Ok(None) => {}
-            Err(error) => debug!(error:%, pid; "what a guest touches first is not seen"),
-        });
+        tokio::task::spawn_blocking(move || node.snapshots.look(&saved.snapshot, pid, bytes));
     }
 
     /// From a snapshot to the end of what runs then.

@@ -22,6 +22,7 @@ use super::{
     memory::GuestMemory,
     report::{Fetched, Warmth},
     snapshots::{Memory, TakenUp},
+    touched::Touched,
 };
 
 const MEMORY_FILE: &str = "memory";
@@ -226,7 +227,9 @@ fn take_oldest(table: &mut Table, max: usize) -> Vec<Template> {
 fn copy(folder: &Path, memory: &GuestMemory, from: &Path) -> Result<(), DiskError> {
     let path = folder.join(MEMORY_FILE);
     let file = disk::new(&path)?;
-    memory.copy(&file, None).map_err(disk::failed("copy guest memory to", &path))?;
+    memory
+        .copy(&file, None, &Touched::default())
+        .map_err(disk::failed("copy guest memory to", &path))?;
     let path = folder.join(DISK_FILE);
     let (source, target) =
         (fs::File::open(from).map_err(disk::failed("open", from))?, disk::new(&path)?);

@@ -78,6 +78,11 @@ impl Touched {
         wanted.map(|(page, _)| page * PAGE).collect()
     }
 
+    /// Whether it is one of those that are written.
+    pub(super) fn is_written(&self, page: u64) -> bool {
+        self.0.get(&page).is_some_and(|known| known.written)
+    }
+
     /// Those that are written, as a VMM is told.
     pub(super) fn written(&self) -> Vec<PageRun> {
         let mut runs: Vec<PageRun> = Vec::new();

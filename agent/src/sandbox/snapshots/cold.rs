@@ -13,6 +13,7 @@ use super::{MEMORY, SaveError, Snapshots, TakenUp, disk, failed};
 use crate::{
     random::random_id,
     sandbox::{
+        memory,
         report::{Fetched, Warmth},
         touched::Touched,
     },
@@ -135,8 +136,19 @@ impl Snapshots {
         }
     }
 
-    /// Notes what a guest was seen to touch that went on from there.
-    pub(in crate::sandbox) fn saw(&self, id: &SnapshotId, seen: Touched) {
+    /// Notes what the guest touches first that goes on from there, in the VMM with this process id
+    /// and of so many bytes.
+    pub(in crate::sandbox) fn look(&self, id: &SnapshotId, pid: u32, bytes: u64) {
+        let ahead = self.touched(id);
+        let image = fs::File::open(self.memory_path(id));
+        match image.and_then(|image| memory::touched(pid, bytes, &image, &ahead)) {
+            Ok(Some(seen)) => self.saw(id, seen),
+            Ok(None) => {}
+            Err(error) => debug!(error:%, pid; "what a guest touches first is not seen"),
+        }
+    }
+
+    pub(super) fn saw(&self, id: &SnapshotId, seen: Touched) {
         let mut touched = self.touched(id);
         touched.replace(seen);
         self.keep_touched(id, &touched);

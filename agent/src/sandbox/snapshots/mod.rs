@@ -242,7 +242,7 @@ impl Snapshots {
             Copied { id, folder, memory: None, parent: None, touched, committed: false };
         let to = disk::new(&path)?;
         let below = parent.and_then(|parent| fs::File::open(self.memory_path(parent)).ok());
-        let changed = memory.copy(&to, below.as_ref());
+        let changed = memory.copy(&to, below.as_ref(), &copied.touched);
         let changed = changed.map_err(failed("copy guest memory to", &path))?;
         copied.memory = Some(to);
         copied.parent = parent.cloned().zip(changed);
