@@ -215,6 +215,8 @@ impl Machine {
         let entry = boot::load(sources, self.around.bus.devices.windows(), &self.memory)?;
         let loaded = started.elapsed();
         let vcpus = self.vm.vcpus(count, entry)?;
+        // Those of a machine that is restored have answered already.
+        self.around.bus.devices.await_threads();
         self.hold(vcpus)?;
         self.around.gate.open();
         info!(

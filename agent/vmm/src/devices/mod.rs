@@ -221,6 +221,11 @@ impl DeviceSet {
         self.transports.get(usize::try_from(index).ok()?)
     }
 
+    /// On return every device's thread is under its filter. The guest has not run yet.
+    pub(crate) fn await_threads(&self) {
+        self.transports.iter().for_each(|transport| transport.runner().await_thread());
+    }
+
     /// On return no request is in flight, and none is begun before [`Self::resume`].
     pub(crate) fn pause(&self) {
         self.transports.iter().for_each(|transport| transport.runner().pause());

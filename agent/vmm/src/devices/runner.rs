@@ -157,6 +157,12 @@ impl Runner {
         self.order(Order::Start(started));
     }
 
+    /// On return its thread is under its filter. Nothing has started the device yet.
+    pub(super) fn await_thread(&self) {
+        // It follows orders from then on, and of this one there is nothing to do.
+        self.order_and_wait(Order::Reset);
+    }
+
     /// Takes the queues away. On return the device touches guest memory no more.
     pub(super) fn reset(&self) {
         self.order_and_wait(Order::Reset);
