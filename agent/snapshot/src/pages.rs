@@ -60,5 +60,9 @@ mod tests {
         let pages: Pages = [7..9, 1..3, 2..4, 9..9, 9..10].into_iter().collect();
         assert_eq!(pages.runs(), [1..4, 7..10]);
         assert_eq!(pages.count(), 6);
+        let held: Vec<_> = (0..12).filter(|page| pages.holds(*page)).collect();
+        assert_eq!(held, [1, 2, 3, 7, 8, 9]);
+        assert_eq!(pages.pages().collect::<Vec<_>>(), held);
+        assert!(!Pages::default().holds(0));
     }
 }
