@@ -4,7 +4,6 @@
 //! the pages it changed, over the memory image of its snapshot, which it shares with others.
 
 use std::{
-    collections::BTreeSet,
     io,
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
@@ -99,8 +98,8 @@ pub(super) fn touched(
     let there = pages_that(pid, mappings, |entry| entry & PRESENT != 0)?;
     let own = memory.differing_from(image, changed, ahead)?;
     // Whoever only reads what was copied for it in vain is seen the next time.
-    let in_vain: BTreeSet<u64> = changed.pages().filter(|&page| !own.holds(page)).collect();
-    let there = there.pages().filter(|page| !in_vain.contains(page)).map(|page| page..page + 1);
+    let in_vain = |page| changed.holds(page) && !own.holds(page);
+    let there = there.pages().filter(|&page| !in_vain(page)).map(|page| page..page + 1);
     Ok(Touched::seen(&there.collect(), &own))
 }
 

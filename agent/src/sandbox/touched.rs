@@ -35,14 +35,11 @@ impl Touched {
     /// What a process was seen to have of its guest's memory. `None`: that is too much to be what a
     /// guest touches first.
     pub(super) fn seen(there: &Pages, own: &Pages) -> Option<Self> {
-        let count = |pages: &Pages| pages.runs().iter().map(|run| run.end - run.start).sum::<u64>();
-        if count(there) > FIRST_MAX as u64 {
+        if there.count() > FIRST_MAX as u64 {
             return None;
         }
-        let numbers = |pages: &Pages| pages.runs().to_vec().into_iter().flatten();
-        let mut seen: BTreeMap<_, _> =
-            numbers(there).map(|page| (page, Known::default())).collect();
-        for page in numbers(own) {
+        let mut seen: BTreeMap<_, _> = there.pages().map(|page| (page, Known::default())).collect();
+        for page in own.pages() {
             if let Some(known) = seen.get_mut(&page) {
                 known.written = true;
             }
@@ -107,10 +104,8 @@ impl Touched {
 
     /// A snapshot that is written now has these beside each other. `None`: all of them.
     pub(super) fn packed(&mut self, those: Option<&Pages>) {
-        let those: Option<std::collections::BTreeSet<u64>> =
-            those.map(|pages| pages.runs().to_vec().into_iter().flatten().collect());
         for (page, known) in &mut self.0 {
-            known.packed |= those.as_ref().is_none_or(|those| those.contains(page));
+            known.packed |= those.is_none_or(|those| those.holds(*page));
         }
     }
 
