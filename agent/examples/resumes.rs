@@ -12,8 +12,8 @@ use std::{path::Path, time::Duration};
 
 use fs_err as fs;
 use holdfast_model::SandboxId;
-use holdfast_wire::guest::{Command, Exec, Output};
-use node::{Node, spec};
+use holdfast_wire::guest::Output;
+use node::{Node, shell, spec};
 use rustix::mount::{MountFlags, mount};
 
 const MEMORY_MIB: u32 = 256;
@@ -22,16 +22,7 @@ const MEMORY_MIB: u32 = 256;
 const REST: Duration = Duration::from_secs(2);
 
 async fn says(node: &Node, id: &SandboxId) {
-    let exec = Exec {
-        command: Command::Shell("echo on".to_owned()),
-        env: Vec::new(),
-        cwd: None,
-        user: None,
-        stdin: false,
-        timeout_ms: None,
-        keep: None,
-    };
-    let mut session = node.registry.exec(id, exec).await.unwrap();
+    let mut session = node.registry.exec(id, shell("echo on")).await.unwrap();
     let mut said = Vec::new();
     while let Some(output) = session.next().await.unwrap() {
         if let Output::Stdout(bytes) = output {

@@ -16,8 +16,8 @@ use std::{
 
 use fs_err as fs;
 use holdfast_model::SandboxId;
-use holdfast_wire::guest::{Command, Exec, Output};
-use node::{Node, own_kib, spec};
+use holdfast_wire::guest::Output;
+use node::{Node, own_kib, shell, spec};
 use rustix::mount::{MountFlags, mount};
 
 const MEMORY_MIB: u32 = 256;
@@ -36,16 +36,7 @@ const TICK: Duration = Duration::from_millis(20);
 const CLONES: u32 = 4;
 
 async fn exec(node: &Node, id: &SandboxId, script: &str) -> String {
-    let exec = Exec {
-        command: Command::Shell(script.to_owned()),
-        env: Vec::new(),
-        cwd: None,
-        user: None,
-        stdin: false,
-        timeout_ms: None,
-        keep: None,
-    };
-    let mut session = node.registry.exec(id, exec).await.unwrap();
+    let mut session = node.registry.exec(id, shell(script)).await.unwrap();
     let mut text = String::new();
     // The first output is what somebody waits for.
     while let Some(output) = session.next().await.unwrap() {

@@ -32,22 +32,10 @@ use std::{
 use holdfast_model::{MilliCpu, SandboxId, State};
 use holdfast_wire::guest::{self, Exited, Input, Output};
 use holdfastd::sandbox::{Ending, ExecError};
-use node::{Node, alive, spec};
+use node::{Node, alive, shell, spec};
 
 /// Set for the agent that is going to be killed.
 const STATE_OF_AGENT: &str = "HOLDFAST_TEST_STATE";
-
-fn shell(script: &str) -> guest::Exec {
-    guest::Exec {
-        command: guest::Command::Shell(script.to_owned()),
-        env: Vec::new(),
-        cwd: None,
-        user: None,
-        stdin: false,
-        timeout_ms: None,
-        keep: None,
-    }
-}
 
 /// Of a metric.
 fn counted(node: &Node, series: &str) -> f64 {

@@ -13,6 +13,7 @@ use holdfast_model::{
 };
 use holdfast_rootfs::{Compression, LayerDescriptor, Limits, Settings, assemble, convert_layer};
 use holdfast_store::{SandboxRecord, Store};
+use holdfast_wire::guest::{Command, Exec};
 use holdfastd::{
     config::{Config, Smt},
     images::Images,
@@ -52,6 +53,19 @@ pub(crate) fn spec(memory_mib: u32) -> SandboxSpec {
         lifecycle_json: None,
         egress_json: None,
         skip_egress_proxy: false,
+    }
+}
+
+/// A command line for a sandbox's shell.
+pub(crate) fn shell(script: &str) -> Exec {
+    Exec {
+        command: Command::Shell(script.to_owned()),
+        env: Vec::new(),
+        cwd: None,
+        user: None,
+        stdin: false,
+        timeout_ms: None,
+        keep: None,
     }
 }
 
